@@ -1,0 +1,40 @@
+"""The one kind of error a user is meant to read."""
+
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Bad input or configuration: one line that names what was wrong, where, and what to do."""
+
+    status = 2
+
+
+class RunFailure(UserError):
+    """A run that began and cannot go on (a non-finite loss, a full disk): what it saved stays."""
+
+    status = 1
+
+
+def near_misses(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the nearest of `known`, or the whole list when nothing is near."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def exit_on_user_error(main: Callable[[], int | None]) -> None:
+    """Runs a command; a `UserError` ends it with its one line on stderr and its status.
+
+    Raises:
+      SystemExit: always, with 0 (done), 1 (the command returned failure) or 2 (bad input).
+    """
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = error.status
+    sys.exit(status or 0)
