@@ -1,0 +1,225 @@
+"""What every tower is made of: pre-norm transformer blocks, stacked and scanned, and attention pooling."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI CLIP
+}
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "nothing_saveable": jax.checkpoint_policies.nothing_saveable,
+    "dots_saveable": jax.checkpoint_policies.dots_saveable,
+    "dots_with_no_batch_dims_saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One transformer block and how its stack runs.
+
+    Attributes:
+      width: channels.
+      depth: number of blocks in the stack.
+      heads: attention heads; divides `width`.
+      mlp: hidden width of the MLP.
+      activation: a name in `ACTIVATIONS`.
+      norm_eps: epsilon of every layer norm.
+      layer_scale: initial LayerScale gain (CaiT, arXiv 2103.17239); 0 leaves it out.
+      drop_path: stochastic-depth rate of the last block, growing linearly from 0 (arXiv 1603.09382).
+      dtype: compute dtype; parameters, layer norms and softmax stay float32.
+      remat: a name in `REMAT_POLICIES`: what the backward pass keeps of each block.
+      unroll: blocks unrolled per scan iteration; `depth` unrolls them all (faster, compiles longer).
+      attention: implementation of `jax.nn.dot_product_attention`, `None` letting JAX choose.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    activation: str = "gelu"
+    norm_eps: float = 1e-6
+    layer_scale: float = 0.0
+    drop_path: float = 0.0
+    dtype: str = "float32"
+    remat: str = "none"
+    unroll: int = 1
+    attention: str | None = None
+
+
+def linear(inputs: int, outputs: int, config: BlockConfig, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:
+    """A dense layer with float32 parameters that computes in `config.dtype`; truncated normal, std 1/sqrt(fan in)."""
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=bias,
+        dtype=config.dtype,
+        kernel_init=nnx.initializers.lecun_normal(),
+        rngs=rngs,
+    )
+
+
+def layer_norm(config: BlockConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A layer norm with float32 statistics and output in `config.dtype`."""
+    return nnx.LayerNorm(config.width, epsilon=config.norm_eps, dtype=config.dtype, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused query-key-value projection (arXiv 1706.03762, section 3.2)."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        self.qkv = linear(config.width, 3 * config.width, config, rngs)
+        self.out = linear(config.width, config.width, config, rngs)
+        self.heads = config.heads
+        self.implementation = config.attention
+
+    def heads_of(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Query, key and value, each [batch, tokens, heads, width / heads], of `x` [batch, tokens, width]."""
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)  # noqa: E731
+        return split(q), split(k), split(v)
+
+    def __call__(self, x: jax.Array, *, causal: bool, lengths: jax.Array | None) -> jax.Array:
+        q, k, v = self.heads_of(x)
+        y = jax.nn.dot_product_attention(
+            q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation=self.implementation
+        )
+        return self.out(y.reshape(x.shape))
+
+
+class Mlp(nnx.Module):
+    """Two dense layers with an activation between them."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        self.up = linear(config.width, config.mlp, config, rngs)
+        self.down = linear(config.mlp, config.width, config, rngs)
+        self.activation = config.activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+class Block(nnx.Module):
+    """Pre-norm block: `x += s1 * attention(norm1(x)); x += s2 * mlp(norm2(x))` (arXiv 2010.11929, equations 2-3)."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(config, rngs)
+        self.attention = Attention(config, rngs)
+        self.norm2 = layer_norm(config, rngs)
+        self.mlp = Mlp(config, rngs)
+        if config.layer_scale:
+            self.scale1 = nnx.Param(jnp.full(config.width, config.layer_scale))
+            self.scale2 = nnx.Param(jnp.full(config.width, config.layer_scale))
+        self.has_scale = bool(config.layer_scale)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        causal: bool = False,
+        lengths: jax.Array | None = None,
+        keep: tuple[jax.Array, jax.Array] | None = None,
+    ) -> jax.Array:
+        """Maps [batch, tokens, width] to that shape; `keep`: drop path's gains [batch, 1, 1] of the two residuals."""
+        attended = self.attention(self.norm1(x), causal=causal, lengths=lengths)
+        x = x + self._gain(attended, 0, keep)
+        return x + self._gain(self.mlp(self.norm2(x)), 1, keep)
+
+    def _gain(self, y: jax.Array, which: int, keep: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+        if self.has_scale:
+            y = y * (self.scale2 if which else self.scale1)[...].astype(y.dtype)
+        return y if keep is None else y * keep[which].astype(y.dtype)
+
+
+def stack(config: BlockConfig, rngs: nnx.Rngs) -> Block:
+    """`config.depth` independently initialised blocks as one, every parameter with a leading axis of `depth`."""
+
+    @nnx.split_rngs(splits=config.depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def build(rngs: nnx.Rngs) -> Block:
+        return Block(config, rngs)
+
+    return build(rngs)
+
+
+def run(
+    blocks: Block,
+    x: jax.Array,
+    config: BlockConfig,
+    *,
+    causal: bool = False,
+    lengths: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Scans a stack over `x`.
+
+    Args:
+      blocks: what `stack` returned, or any slice of it along the leading axis.
+      x: [batch, tokens, width].
+      config: of the stack.
+      causal: token i attends to tokens <= i.
+      lengths: int32 [batch], tokens of each row that may be attended to; `None` for all.
+      key: randomness of stochastic depth; `None` (evaluation, the teacher) keeps every block.
+
+    Returns:
+      [batch, tokens, width] in `config.dtype`.
+    """
+    depth = jax.tree.leaves(blocks)[0].shape[0]
+    drops = config.drop_path > 0 and key is not None
+    rates = jnp.linspace(0.0, config.drop_path, depth)
+    keys = jax.random.split(key, depth) if drops else None
+
+    def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
+        block, rate, block_key = layer
+        keep = None
+        if drops:
+            kept = jax.random.bernoulli(block_key, 1 - rate, (2, x.shape[0], 1, 1))
+            keep = tuple(kept / (1 - rate))
+        return block(x, causal=causal, lengths=lengths, keep=keep), None
+
+    if config.remat != "none":
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[config.remat])
+    x, _ = jax.lax.scan(body, x.astype(config.dtype), (blocks, rates, keys), unroll=min(config.unroll, depth))
+    return x
+
+
+class AttentionPool(nnx.Module):
+    """Multi-head attention pooling with one learned query, then a residual MLP (arXiv 2106.04560, appendix)."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        self.probe = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (1, config.width)))
+        self.query = linear(config.width, config.width, config, rngs)
+        self.key_value = linear(config.width, 2 * config.width, config, rngs)
+        self.out = linear(config.width, config.width, config, rngs)
+        self.norm = layer_norm(config, rngs)
+        self.mlp = Mlp(config, rngs)
+        self.heads = config.heads
+
+    def weights_and_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Softmax weights float32 [batch, heads, tokens] and values [batch, tokens, heads, head width] of `x`."""
+        split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)  # noqa: E731
+        query = split(self.query(self.probe[...]))[0]
+        keys, values = map(split, jnp.split(self.key_value(x), 2, axis=-1))
+        logits = jnp.einsum("hd,bthd->bht", query, keys, preferred_element_type=jnp.float32)
+        return jax.nn.softmax(logits / query.shape[-1] ** 0.5, axis=-1), values
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pools [batch, tokens, width] to [batch, width]."""
+        weights, values = self.weights_and_values(x)
+        pooled = jnp.einsum("bht,bthd->bhd", weights.astype(values.dtype), values)
+        pooled = self.out(pooled.reshape(x.shape[0], -1))
+        return pooled + self.mlp(self.norm(pooled))
+
+
+def normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
+    """Rows of `x` [..., width] scaled to unit L2 norm, float32; finite, value and gradient, also for a zero row."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps))

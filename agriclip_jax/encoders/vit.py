@@ -1,0 +1,184 @@
+"""The image tower: one Vision Transformer family (arXiv 2010.11929), from Ti to g."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from agriclip_jax.encoders import layers
+
+# width, depth, heads, mlp: arXiv 2010.11929 table 1, 2106.04560 table 2 (g), 2305.13035 (So400m).
+SIZES = {
+    "Ti": (192, 12, 3, 768),
+    "S": (384, 12, 6, 1536),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "So400m": (1152, 27, 16, 4304),
+    "H": (1280, 32, 16, 5120),
+    "g": (1408, 40, 16, 6144),
+}
+POOLS = ("cls", "mean", "attention")
+
+
+class ImageFeatures(NamedTuple):
+    """What the image tower gives, before any projection.
+
+    Attributes:
+      pooled: [batch, width].
+      patches: [batch, patches, width], row-major over the patch grid, after the last layer norm.
+    """
+
+    pooled: jax.Array
+    patches: jax.Array
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """A Vision Transformer.
+
+    Attributes:
+      blocks: the stack.
+      patch: side of a patch, pixels.
+      image_size: side of the square image whose grid the position embedding is stored for, pixels.
+      embed_dim: width of the shared embedding space; 0 leaves the projection out (LiT).
+      pool: "cls" | "mean" | "attention".
+      registers: extra learned tokens that belong to no patch (arXiv 2309.16588).
+      token_keep: share of the patches kept in training, drawn anew for each image (FLIP, arXiv 2212.00794).
+      pre_norm: layer norm before the first block (CLIP).
+      patch_bias: bias of the patch embedding (CLIP has none).
+      mean, std: of each colour channel, in [0, 1], taken off before the first layer.
+    """
+
+    blocks: layers.BlockConfig
+    patch: int
+    image_size: int
+    embed_dim: int = 512
+    pool: str = "cls"
+    registers: int = 0
+    token_keep: float = 1.0
+    pre_norm: bool = False
+    patch_bias: bool = True
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side at `image_size`."""
+        return self.image_size // self.patch
+
+
+class ViT(nnx.Module):
+    """Vision Transformer with optional class token, registers and projection; mutates nothing."""
+
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+        width = config.blocks.width
+        normal = nnx.initializers.truncated_normal(0.02)
+        self.config = config
+        self.patch = layers.linear(config.patch**2 * 3, width, config.blocks, rngs, bias=config.patch_bias)
+        self.positions = nnx.Param(normal(rngs.params(), (config.grid**2, width)))
+        if config.pool == "cls":
+            self.cls = nnx.Param(normal(rngs.params(), (1, width)))
+        if config.registers:
+            self.registers = nnx.Param(normal(rngs.params(), (config.registers, width)))
+        if config.pre_norm:
+            self.norm_pre = layers.layer_norm(config.blocks, rngs)
+        self.blocks = layers.stack(config.blocks, rngs)
+        self.norm = layers.layer_norm(config.blocks, rngs)
+        if config.pool == "attention":
+            self.head = layers.AttentionPool(config.blocks, rngs)
+        if config.embed_dim:
+            self.projection = layers.linear(width, config.embed_dim, config.blocks, rngs, bias=False)
+
+    def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> ImageFeatures:
+        """Features of images.
+
+        Args:
+          images: uint8 [batch, height, width, 3]; sides divisible by the patch, any grid (positions are interpolated).
+          key: randomness of token dropping and stochastic depth; `None` turns both off.
+        """
+        drop_key, path_key = jax.random.split(key) if key is not None else (None, None)
+        x = self._tokens(images, drop_key)
+        x = self.norm(layers.run(self.blocks, x, self.config.blocks, key=path_key))
+        return self._pool(x)
+
+    def embed(self, pooled: jax.Array) -> jax.Array:
+        """The embedding float32 [..., embed_dim] of `pooled` [..., width]: projected, then L2-normalised."""
+        return layers.normalise(self.projection(pooled) if self.config.embed_dim else pooled)
+
+    def attention(self, images: jax.Array) -> jax.Array:
+        """Where the pooled feature looks, in the last layer.
+
+        Args:
+          images: uint8 [batch, height, width, 3].
+
+        Returns:
+          float32 [batch, heads, grid rows, grid columns]: softmax weights from the class token (or, with mean pooling,
+          averaged over the patches) to each patch; with attention pooling, the pooling head's own weights.
+        """
+        config = self.config
+        rows, columns = images.shape[1] // config.patch, images.shape[2] // config.patch
+        x = self._tokens(images, None)
+        last = jax.tree.map(lambda p: p[-1], self.blocks)
+        if config.pool == "attention":
+            x = self.norm(layers.run(self.blocks, x, config.blocks))
+            weights, _ = self.head.weights_and_values(x)
+        else:
+            x = (
+                layers.run(jax.tree.map(lambda p: p[:-1], self.blocks), x, config.blocks)
+                if config.blocks.depth > 1
+                else x
+            )
+            q, k, _ = last.attention.heads_of(last.norm1(x))
+            logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)
+            weights = weights[:, :, 0] if config.pool == "cls" else weights[:, :, self._extra :].mean(2)
+        return weights[..., self._extra :].reshape(*weights.shape[:2], rows, columns)
+
+    @property
+    def _extra(self) -> int:
+        return (self.config.pool == "cls") + self.config.registers
+
+    def _tokens(self, images: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Patch, class and register tokens [batch, tokens, width], positions added, some patches dropped."""
+        config, patch = self.config, self.config.patch
+        batch, height, width, _ = images.shape
+        rows, columns = height // patch, width // patch
+        x = (images.astype(jnp.float32) / 255.0 - jnp.array(config.mean)) / jnp.array(config.std)
+        x = x.reshape(batch, rows, patch, columns, patch, 3).swapaxes(2, 3).reshape(batch, rows * columns, -1)
+        x = self.patch(x)
+        x = x + interpolate_positions(self.positions[...], config.grid, rows, columns).astype(x.dtype)
+        if key is not None and config.token_keep < 1.0:
+            kept = max(1, round(rows * columns * config.token_keep))
+            order = jax.random.uniform(key, x.shape[:2])
+            x = jnp.take_along_axis(x, jax.lax.top_k(order, kept)[1][..., None], axis=1)
+        extra = [self.cls[...]] if config.pool == "cls" else []
+        extra += [self.registers[...]] if config.registers else []
+        x = jnp.concatenate([jnp.broadcast_to(e.astype(x.dtype), (batch, *e.shape)) for e in extra] + [x], axis=1)
+        return self.norm_pre(x) if config.pre_norm else x
+
+    def _pool(self, x: jax.Array) -> ImageFeatures:
+        patches = x[:, self._extra :]
+        if self.config.pool == "cls":
+            return ImageFeatures(x[:, 0], patches)
+        if self.config.pool == "mean":
+            return ImageFeatures(patches.mean(1), patches)
+        return ImageFeatures(self.head(x), patches)
+
+
+def interpolate_positions(positions: jax.Array, grid: int, rows: int, columns: int) -> jax.Array:
+    """Position embeddings of another grid, so that global and local views share one tower.
+
+    Args:
+      positions: float32 [grid * grid, width], row-major.
+      grid: side of the stored grid.
+      rows, columns: of the wanted grid.
+
+    Returns:
+      float32 [rows * columns, width]: unchanged when the grids agree, else bicubic with antialiasing.
+    """
+    if (rows, columns) == (grid, grid):
+        return positions
+    square = positions.reshape(grid, grid, -1)
+    return jax.image.resize(square, (rows, columns, square.shape[-1]), "cubic").reshape(rows * columns, -1)

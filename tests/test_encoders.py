@@ -1,0 +1,198 @@
+"""The towers: shapes, purity, invariances, and what each option means."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from agriclip_jax import encoders
+from agriclip_jax.encoders import dino_head, layers, text, vit
+from agriclip_jax.errors import UserError
+
+
+def blocks(**overrides):
+    return encoders.block_config("Ti", **{"width": 32, "depth": 3, "heads": 2} | overrides)
+
+
+def tower(pool="cls", image_size=32, key=0, **options):
+    block_options = options.pop("blocks", {})
+    network = encoders.image_tower(
+        vit.ViTConfig(blocks(**block_options), patch=8, image_size=image_size, embed_dim=16, pool=pool, **options)
+    )
+    return network, network.init(jax.random.key(key))
+
+
+def pixels(batch=2, size=32, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (batch, size, size, 3), np.uint8)
+
+
+@pytest.mark.parametrize("pool", vit.POOLS)
+@pytest.mark.parametrize("registers", [0, 3])
+def test_any_resolution_gives_a_pooled_feature_and_one_feature_for_each_patch(pool, registers):
+    network, params = tower(pool, registers=registers)
+    for size in (32, 16, 48):
+        features = network(params, pixels(size=size))
+        assert features.pooled.shape == (2, 32)
+        assert features.patches.shape == (2, (size // 8) ** 2, 32)
+    np.testing.assert_allclose(
+        np.linalg.norm(network(params, features.pooled, method="embed"), axis=-1), 1.0, rtol=1e-5
+    )
+
+
+def test_the_forward_pass_is_pure_and_deterministic_without_a_key():
+    network, params = tower(token_keep=0.5, blocks={"drop_path": 0.5})
+    first, second = (network(params, pixels()).pooled for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_position_embeddings_of_the_own_grid_are_untouched_and_a_constant_stays_constant():
+    positions = jnp.asarray(np.random.default_rng(0).normal(size=(16, 5)), jnp.float32)
+    assert vit.interpolate_positions(positions, 4, 4, 4) is positions
+    constant = vit.interpolate_positions(jnp.ones((16, 5)), 4, 7, 2)
+    np.testing.assert_allclose(constant, np.ones((14, 5)), rtol=1e-5)
+
+
+def test_token_dropping_keeps_the_share_it_says_and_varies_by_image():
+    network, params = tower("mean", token_keep=0.5)
+    features = network(params, np.repeat(pixels(1), 2, axis=0), key=jax.random.key(0))
+    assert features.patches.shape == (2, 8, 32)
+    assert not np.allclose(features.pooled[0], features.pooled[1])
+
+
+def test_drop_path_never_drops_the_first_block_and_keeps_the_expectation():
+    config = blocks(depth=2, drop_path=0.5)
+    stack = layers.stack(config, nnx.Rngs(0))
+    # Without its MLP a block is x + attention(x): the expectation over dropping it is exact.
+    stack.mlp.down.kernel[...] = jnp.zeros_like(stack.mlp.down.kernel[...])
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (4, 32)), (2048, 4, 32))
+    whole = layers.run(stack, x, config)[0]
+    first = layers.run(jax.tree.map(lambda p: p[:1], stack), x, config)[0]
+    dropped = np.asarray(layers.run(stack, x, config, key=jax.random.key(0)))
+    kinds = np.unique(np.round(dropped[:, 0], 3), axis=0)
+    assert len(kinds) == 2  # the second block comes, doubled, or goes; the first is always there
+    assert min(np.abs(kinds - np.asarray(first[0])).max(1)) < 2e-3
+    np.testing.assert_allclose(dropped.mean(0), whole, atol=0.08)
+
+
+def test_layer_scale_zeroes_a_block_and_shows_as_a_parameter():
+    network, params = tower(blocks={"layer_scale": 1e-12})
+    assert params["blocks"]["scale1"].shape == (3, 32)
+    plain, _ = tower()
+    x = network(params, pixels())
+    changed = jax.tree.map(lambda p: p, params)
+    changed["blocks"]["mlp"]["up"]["kernel"] = params["blocks"]["mlp"]["up"]["kernel"] * 3
+    np.testing.assert_allclose(network(changed, pixels()).pooled, x.pooled, atol=1e-5)
+    assert "scale1" not in plain.init(jax.random.key(0))["blocks"]
+
+
+@pytest.mark.parametrize("option", [{"remat": "nothing_saveable"}, {"remat": "dots_saveable"}, {"unroll": 3}])
+def test_how_a_stack_runs_does_not_change_what_it_computes(option):
+    plain, params = tower()
+    other, _ = tower(blocks=option)
+    loss = lambda network: lambda p: jnp.sum(network(p, pixels()).pooled ** 2)  # noqa: E731
+    for a, b in zip(*(jax.tree.leaves(jax.grad(loss(n))(params)) for n in (plain, other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_and_embeddings_float32():
+    network, params = tower(blocks={"dtype": "bfloat16"})
+    features = network(params, pixels())
+    assert features.pooled.dtype == jnp.bfloat16
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+    assert network(params, features.pooled, method="embed").dtype == jnp.float32
+
+
+@pytest.mark.parametrize("pool", vit.POOLS)
+def test_attention_maps_are_shares_of_the_patches(pool):
+    network, params = tower(pool, registers=2)
+    maps = network(params, pixels(size=48), method="attention")
+    assert maps.shape == (2, 2, 6, 6)
+    assert (maps >= 0).all() and (maps.sum((2, 3)) <= 1 + 1e-5).all()
+
+
+def test_the_attention_map_is_the_class_tokens_softmax_in_the_last_block():
+    network, params = tower("cls", blocks={"depth": 1})
+    images = pixels()
+    maps = np.asarray(network(params, images, method="attention"), np.float64)
+    p = jax.tree.map(lambda v: np.asarray(v, np.float64), params)
+    mean, std = (np.array(v) for v in (network.config.mean, network.config.std))
+    patches = ((images / 255 - mean) / std).reshape(2, 4, 8, 4, 8, 3).swapaxes(2, 3).reshape(2, 16, 192)
+    x = patches @ p["patch"]["kernel"] + p["patch"]["bias"] + p["positions"]
+    x = np.concatenate([np.broadcast_to(p["cls"], (2, 1, 32)), x], 1)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    qkv = p["blocks"]["attention"]["qkv"]
+    q, k, _ = np.split((x @ qkv["kernel"][0] + qkv["bias"][0]).reshape(2, 17, 6, 16), 3, axis=2)
+    logits = np.einsum("bhd,bkhd->bhk", q[:, 0], k) / 4
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    np.testing.assert_allclose(maps.reshape(2, 2, 16), weights[..., 1:], atol=1e-5)
+
+
+def words(causal=True, pool="end", **options):
+    config = text.TextConfig(
+        blocks(depth=2), vocab_size=50, context_length=12, end_id=49, embed_dim=16, causal=causal, pool=pool, **options
+    )
+    network = encoders.text_tower(config)
+    return network, network.init(jax.random.key(0))
+
+
+def captions(*lengths, pad=0, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = np.full((len(lengths), 12), pad, np.int32)
+    for row, n in zip(rows, lengths, strict=True):
+        row[: n - 1], row[n - 1] = rng.integers(1, 49, n - 1), 49
+    return rows
+
+
+@pytest.mark.parametrize("causal,pool", [(True, "end"), (False, "mean"), (False, "end"), (True, "mean")])
+def test_what_follows_the_end_token_changes_nothing(causal, pool):
+    network, params = words(causal, pool)
+    features = [network(params, captions(5, 12, 3, pad=pad)) for pad in (0, 7, 49)]
+    np.testing.assert_allclose(features[0], features[1], atol=1e-5)
+    np.testing.assert_allclose(features[0], features[2], atol=1e-5)
+
+
+def test_a_causal_tower_reads_from_the_left():
+    network, params = words()
+    short, long = captions(12), captions(12)
+    long[0, 8] = long[0, 8] % 48 + 1
+    at = lambda tokens, end: network(params, np.where(np.arange(12) == end, 49, tokens))  # noqa: E731
+    np.testing.assert_allclose(at(short, 5), at(long, 5), atol=1e-6)
+    assert np.abs(at(short, 9) - at(long, 9)).max() > 1e-4
+
+
+def test_dino_logits_are_cosines_with_the_prototypes():
+    network = encoders.Network(lambda rngs: dino_head.DinoHead(8, hidden=16, bottleneck=4, prototypes=7, rngs=rngs))
+    params = network.init(jax.random.key(0))
+    x = np.random.default_rng(0).normal(size=(5, 3, 8)).astype(np.float32)
+    logits = network(params, x)
+    assert logits.shape == (5, 3, 7) and np.abs(logits).max() <= 1 + 1e-6
+    params["prototypes"] = params["prototypes"] * 100
+    np.testing.assert_allclose(network(params, x), logits, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "build,message",
+    [
+        (lambda: encoders.block_config("Bb"), "did you mean 'B'"),
+        (lambda: encoders.block_config("Ti", remat="all"), "nothing_saveable"),
+        (lambda: encoders.block_config("Ti", heads=5), "heads must divide width"),
+        (lambda: tower("clss"), "unknown image pool 'clss'; did you mean 'cls'"),
+        (lambda: tower(image_size=30), "not a multiple of the patch 8"),
+        (lambda: words(pool="eot"), "unknown text pool"),
+    ],
+)
+def test_impossible_towers_are_refused_in_plain_words(build, message):
+    with pytest.raises(UserError, match=message):
+        build()
+
+
+def test_the_named_sizes_have_the_published_parameter_counts():
+    """Millions of parameters of ViT/16 (or /14) without head, arXiv 2010.11929 table 1 and 2106.04560 table 2."""
+    published = {"Ti": 5.5, "S": 21.7, "B": 85.8, "L": 303.3, "H": 630.8, "So400m": 412.4, "g": 1011.2}
+    for size, millions in published.items():
+        patch = 14 if size in ("H", "So400m", "g") else 16
+        network = encoders.image_tower(vit.ViTConfig(encoders.block_config(size), patch, 224, embed_dim=0))
+        count = sum(np.prod(s.shape) for s in jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0))))
+        assert abs(count / 1e6 - millions) < 0.01 * millions, (size, count)
