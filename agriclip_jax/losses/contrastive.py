@@ -1,0 +1,39 @@
+"""Contrastive losses over the global batch."""
+
+import jax
+import jax.numpy as jnp
+
+
+def positives(*ids: jax.Array) -> jax.Array:
+    """Which examples are each other's positives: those that agree in any of `ids`.
+
+    Args:
+      *ids: uint32 [batch, words] each, a hash of what must agree (the caption, the class).
+
+    Returns:
+      bool [batch, batch], symmetric, true on the diagonal.
+    """
+    agree = [jnp.all(i[:, None] == i[None], axis=-1) for i in ids]
+    return jnp.any(jnp.stack(agree), axis=0)
+
+
+def info_nce(images: jax.Array, texts: jax.Array, scale: jax.Array, positive: jax.Array) -> jax.Array:
+    """Multi-positive InfoNCE; CLIP's loss when every example is its own only positive.
+
+    `q_ij = positive_ij / sum_j positive_ij`,
+    `L = 1/2 [ mean_i H(q_i, softmax_j s z_i.t_j) + mean_i H(q_i, softmax_j s t_i.z_j) ]`
+    (arXiv 2103.00020 figure 3, with the targets of SupCon, arXiv 2004.11362 equation 2, for repeated captions).
+
+    Args:
+      images, texts: float32 [batch, dim], L2-normalised; row i of each belongs to one example.
+      scale: float32 [], s = exp(logit_scale).
+      positive: bool [batch, batch], symmetric, true on the diagonal.
+
+    Returns:
+      float32 [].
+    """
+    logits = scale * images @ texts.T
+    targets = positive / jnp.sum(positive, axis=1, keepdims=True)
+    forward = -jnp.sum(targets * jax.nn.log_softmax(logits, axis=1), axis=1)
+    backward = -jnp.sum(targets * jax.nn.log_softmax(logits.T, axis=1), axis=1)
+    return 0.5 * (jnp.mean(forward) + jnp.mean(backward))

@@ -1,0 +1,38 @@
+"""Self-distillation losses."""
+
+import jax
+import jax.numpy as jnp
+
+
+def dino(
+    student: jax.Array,
+    teacher: jax.Array,
+    centre: jax.Array,
+    *,
+    student_temperature: float,
+    teacher_temperature: jax.Array | float,
+) -> jax.Array:
+    """Cross-entropy of every student view with every other teacher view (DINO, arXiv 2104.14294, equation 3).
+
+    `p_t = sg softmax((g_t - c) / tau_t)`, `p_s = softmax(g_s / tau_s)`, mean of `H(p_t^q, p_s^v)` over the batch and
+    over all pairs `q != v`. The teacher's views are the student's first ones, in the same order.
+
+    Args:
+      student: float32 [batch, views, prototypes], logits of all views, the global ones first.
+      teacher: float32 [batch, global views, prototypes]; gets no gradient.
+      centre: float32 [prototypes], taken off the teacher's logits.
+      student_temperature, teacher_temperature: tau_s and tau_t.
+
+    Returns:
+      float32 [].
+    """
+    targets = jax.lax.stop_gradient(jax.nn.softmax((teacher - centre) / teacher_temperature, axis=-1))
+    log_p = jax.nn.log_softmax(student / student_temperature, axis=-1)
+    cross = -jnp.einsum("bqk,bvk->qv", targets, log_p) / student.shape[0]
+    other = 1.0 - jnp.eye(*cross.shape)
+    return jnp.sum(cross * other) / jnp.sum(other)
+
+
+def update_centre(centre: jax.Array, teacher: jax.Array, momentum: float) -> jax.Array:
+    """`c <- m c + (1 - m) mean(teacher logits)` over the global batch and all views (arXiv 2104.14294, equation 4)."""
+    return momentum * centre + (1.0 - momentum) * jnp.mean(teacher, axis=(0, 1))
