@@ -1,0 +1,231 @@
+"""What a configuration may say: checked once at start, against what exists, before anything compiles."""
+
+import ast
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from agriclip_jax.errors import UserError, near_misses
+from agriclip_jax.rules import flatten
+
+NUMBER = (int, float)
+SCHEDULE = (int, float, tuple, list)
+FREE = object()  # any keys below: the registry of objectives checks them
+
+_VIEW = {
+    "count": int,
+    "size": int,
+    "scale": tuple,
+    "ratio": tuple,
+    "flip": NUMBER,
+    "jitter": tuple,
+    "jitter_prob": NUMBER,
+    "grayscale": NUMBER,
+    "blur": tuple,
+    "sigma": tuple,
+    "solarise": tuple,
+}
+_TOWER = {
+    "size": str,
+    "width": int,
+    "depth": int,
+    "heads": int,
+    "activation": str,
+    "layer_scale": NUMBER,
+    "drop_path": NUMBER,
+    "unroll": int,
+    "pool": str,
+}
+SCHEMA: dict[str, Any] = {
+    "recipe": str,
+    "seed": int,
+    "total_steps": int,
+    "batch_size": int,
+    "image_size": int,
+    "mesh": str,
+    "eval_every": int,
+    "log_every": int,
+    "checkpoint": {"every": int, "keep": int},
+    "data": {"path": str, "threads": int},
+    "objectives": FREE,
+    "views": {"global": _VIEW, "local": _VIEW},
+    "image": _TOWER | {"patch": int, "registers": int, "token_keep": NUMBER},
+    "text": _TOWER | {"context_length": int, "tokenizer": str, "vocab_size": int, "causal": bool},
+    "embed_dim": int,
+    "temperature": NUMBER,
+    "dtype": str,
+    "remat": str,
+    "distill": {
+        "hidden": int,
+        "bottleneck": int,
+        "prototypes": int,
+        "student_temperature": NUMBER,
+        "teacher_temperature_start": NUMBER,
+        "teacher_temperature": NUMBER,
+        "warmup": NUMBER,
+        "centre_momentum": NUMBER,
+        "momentum": SCHEDULE,
+    },
+    "optimizer": {
+        "learning_rate": NUMBER,
+        "warmup": NUMBER,
+        "end": NUMBER,
+        "b1": NUMBER,
+        "b2": NUMBER,
+        "eps": NUMBER,
+        "weight_decay": SCHEDULE,
+        "clip_norm": NUMBER,
+        "freeze": (tuple, list),
+        "lr_rules": (tuple, list),
+        "weight_decay_rules": (tuple, list),
+    },
+}
+
+# Where and how a run goes, not what it computes: free to differ when a run is continued.
+WHERE = (
+    "mesh",
+    "eval_every",
+    "log_every",
+    "checkpoint/every",
+    "checkpoint/keep",
+    "data/path",
+    "data/threads",
+    "remat",
+    "image/unroll",
+    "text/unroll",
+    "text/tokenizer",
+)
+
+AT_LEAST_ONE = ("total_steps", "batch_size", "image_size", "log_every", "checkpoint/keep", "embed_dim", "image/patch")
+NOT_NEGATIVE = ("seed", "eval_every", "checkpoint/every", "data/threads", "views/local/count", "optimizer/clip_norm")
+
+
+def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+    """The configuration of a recipe file, with values from the command line.
+
+    Args:
+      spec: "configs/alive.py" or "configs/alive.py:ARG": a Python file with `get_config(arg) -> ConfigDict`.
+      overrides: dotted key -> text, read as a value of the key's present type ("3", "0.5", "('cosine', 1, 0)", "a/b").
+
+    Raises:
+      UserError: for a missing file, a file without `get_config`, an unknown key or a value of another type.
+    """
+    path, _, arg = spec.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"--config: there is no file {path}; the recipes are in configs/")
+    module_spec = importlib.util.spec_from_file_location(f"agriclip_recipe_{file.stem}", file)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config: {path} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config(arg)
+    except UserError:
+        raise
+    except Exception as error:  # the recipe is the user's own code: whatever it raises is theirs to read, in one line
+        raise UserError(f"--config: {path} could not be read: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: get_config of {path} must return an ml_collections.ConfigDict")
+    for key, text in (overrides or {}).items():
+        _override(config, key, text)
+    check(config)
+    return config
+
+
+def _override(config: ConfigDict, key: str, text: str) -> None:
+    *parents, leaf = key.split(".")
+    node = config
+    for name in parents:
+        if name not in node or not isinstance(node[name], ConfigDict):
+            raise UserError(f"--config.{key}: unknown key{near_misses(key, _dotted(config))}")
+        node = node[name]
+    if leaf not in node or isinstance(node[leaf], ConfigDict):
+        raise UserError(f"--config.{key}: unknown key{near_misses(key, _dotted(config))}")
+    old = node[leaf]
+    value: Any = text
+    if not isinstance(old, str):
+        try:
+            value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+        except (ValueError, SyntaxError):
+            raise UserError(f"--config.{key}: {text!r} is not a {type(old).__name__}") from None
+        if isinstance(old, float) and type(value) is int:
+            value = float(value)
+    with node.unlocked(), node.ignore_type():
+        node[leaf] = value
+
+
+def _dotted(config: ConfigDict) -> list[str]:
+    return [path.replace("/", ".") for path in flatten(config.to_dict())]
+
+
+def check(config: ConfigDict) -> None:
+    """Raises `UserError` for an unknown or missing key (near ones are named), a wrong type or an impossible value."""
+    _check_keys(config.to_dict(), SCHEMA, "config")
+    flat = flatten(config.to_dict())
+    for path, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{path.replace('/', '.')}: {value} is not finite")
+    for paths, least in ((AT_LEAST_ONE, 1), (NOT_NEGATIVE, 0)):
+        for path in paths:
+            if flat[path] < least:
+                raise UserError(f"config.{path.replace('/', '.')}: {flat[path]} is less than {least}")
+    for view in ("global", "local"):
+        size = flat[f"views/{view}/size"] or flat["image_size"]
+        if flat[f"views/{view}/count"] and size % flat["image/patch"]:
+            raise UserError(
+                f"config.views.{view}.size: {size} is not a multiple of config.image.patch {flat['image/patch']}"
+            )
+    if flat["views/global/count"] < 1:
+        raise UserError("config.views.global.count: at least one global view is needed")
+    if flat.get("objectives/distill") and flat["views/global/count"] + flat["views/local/count"] < 2:
+        raise UserError("config.objectives.distill compares views: give config.views.global.count 2, or local views")
+    if flat["dtype"] not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype: unknown {flat['dtype']!r}; known: bfloat16, float32")
+    if flat["text/tokenizer"] and not Path(flat["text/tokenizer"]).is_file():
+        raise UserError(f"config.text.tokenizer: there is no file {flat['text/tokenizer']}")
+    if flat["data/path"] and not Path(flat["data/path"]).is_dir():
+        raise UserError(
+            f"config.data.path: there is no folder {flat['data/path']}; make one with tools/build_alive.py, "
+            "or leave it empty for the embedded corpus"
+        )
+
+
+def _check_keys(values: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> None:
+    for name, value in values.items():
+        if name not in schema:
+            raise UserError(f"{where}.{name}: unknown key{near_misses(name, schema)}")
+        wanted = schema[name]
+        if wanted is FREE:
+            continue
+        if isinstance(wanted, Mapping):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}.{name}: {value!r} should be a group of {', '.join(wanted)}")
+            _check_keys(value, wanted, f"{where}.{name}")
+        elif not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            names = " or ".join(t.__name__ for t in (wanted if isinstance(wanted, tuple) else (wanted,)))
+            raise UserError(f"{where}.{name}: {value!r} is a {type(value).__name__}, not a {names}")
+    if missing := [name for name in schema if name not in values]:
+        raise UserError(f"{where}.{missing[0]}: missing; see configs/alive.py for what it means")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line for each key that changes the mathematics and differs between two configurations (nested, JSON-able)."""
+    a, b = flatten(old), flatten(new)
+    return [
+        f"{path.replace('/', '.')} was {a.get(path)!r}, is now {b.get(path)!r}"
+        for path in sorted(a.keys() | b.keys())
+        if path not in WHERE and _plain(a.get(path)) != _plain(b.get(path))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+logging.set_verbosity(logging.ERROR)

@@ -1,0 +1,126 @@
+"""Configurations are checked before anything compiles, each fault in one line with the nearest valid name."""
+
+from pathlib import Path
+
+import pytest
+
+from agriclip_jax import config as configs
+from agriclip_jax.errors import UserError
+
+
+@pytest.mark.parametrize("variant", ["", ":s16", ":b16"])
+def test_every_variant_of_the_recipe_is_whole(variant):
+    config = configs.load(f"configs/alive.py{variant}")
+    assert config.recipe == {"": "alive", ":s16": "alive_s16", ":b16": "alive_b16"}[variant]
+
+
+def test_the_paper_scale_variant_is_vit_b16_at_224_with_a_batch_of_4096():
+    config = configs.load("configs/alive.py:b16")
+    assert (config.image.size, config.image.patch, config.image_size) == ("B", 16, 224)
+    assert config.batch_size >= 4096
+
+
+def test_values_are_read_as_the_keys_own_type():
+    overrides = {
+        "total_steps": "7",
+        "optimizer.learning_rate": "1",
+        "mesh": "data=2",
+        "text.causal": "false",
+        "objectives.distill": "('linear', 0.0, 1.0, 0.5)",
+        "optimizer.freeze": "('text/.*',)",
+    }
+    config = configs.load("configs/alive.py", overrides)
+    assert config.total_steps == 7 and config.optimizer.learning_rate == 1.0 and config.mesh == "data=2"
+    assert config.text.causal is False and config.objectives.distill == ("linear", 0.0, 1.0, 0.5)
+    assert config.optimizer.freeze == ("text/.*",)
+
+
+@pytest.mark.parametrize(
+    "key,value,message",
+    [
+        ("total_stepz", "3", r"--config.total_stepz: unknown key; did you mean 'total_steps'"),
+        ("optimizer.lr", "3", r"--config.optimizer.lr: unknown key; did you mean"),
+        ("optimizer", "3", r"--config.optimizer: unknown key"),
+        ("batch_size", "many", r"--config.batch_size: 'many' is not a int"),
+        ("batch_size", "1.5", r"config.batch_size: 1.5 is a float, not a int"),
+        ("batch_size", "0", r"config.batch_size: 0 is less than 1"),
+        ("temperature", "1e999", r"config.temperature: inf is not finite"),
+        ("data.path", "/nowhere", r"config.data.path: there is no folder /nowhere; make one with tools/build_alive.py"),
+        ("text.tokenizer", "/no.json", r"config.text.tokenizer: there is no file /no.json"),
+        ("views.local.size", "30", r"config.views.local.size: 30 is not a multiple of config.image.patch 8"),
+        ("image_size", "70", r"config.views.global.size: 70 is not a multiple of config.image.patch 8"),
+        ("views.global.count", "0", r"at least one global view"),
+        ("dtype", "float16", r"config.dtype: unknown 'float16'; known: bfloat16, float32"),
+    ],
+)
+def test_a_bad_value_is_one_line_that_says_what_and_where(key, value, message):
+    with pytest.raises(UserError, match=message):
+        configs.load("configs/alive.py", {key: value})
+
+
+@pytest.mark.parametrize(
+    "spec,message",
+    [
+        ("configs/alife.py", r"--config: there is no file configs/alife.py"),
+        ("configs/alive.py:b17", r"has no variant 'b17'; did you mean 'b16'"),
+        ("README.md", r"README.md is not a Python file"),
+    ],
+)
+def test_a_missing_recipe_or_variant_is_named(spec, message):
+    with pytest.raises(UserError, match=message):
+        configs.load(spec)
+
+
+@pytest.mark.parametrize(
+    "body,message",
+    [
+        ("", "AttributeError"),
+        ("def get_config(arg): return {}", "must return an ml_collections.ConfigDict"),
+        ("def get_config(arg): 1 / 0", "ZeroDivisionError: division by zero"),
+        ("import nothing_like_it", "ModuleNotFoundError"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_one_line(tmp_path, body, message):
+    file = tmp_path / "mine.py"
+    file.write_text(body, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        configs.load(str(file))
+
+
+def edited(tmp_path, edit):
+    file = tmp_path / "mine.py"
+    source = Path("configs/alive.py").read_text(encoding="utf-8")
+    file.write_text(source.replace("    return config\n", f"    {edit}\n    return config\n", 1), encoding="utf-8")
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    "edit,message",
+    [
+        ("config.image.patches = 8", r"config.image.patches: unknown key; did you mean 'patch'"),
+        ("del config.image['pool']", r"config.image.pool: missing"),
+        ("config.views = 3", r"Could not override field 'views'"),
+        ("config.batch_sizes = 3", r"config.batch_sizes: unknown key; did you mean 'batch_size'"),
+    ],
+)
+def test_a_recipe_of_the_users_own_is_checked_likewise(tmp_path, edit, message):
+    with pytest.raises(UserError, match=message):
+        configs.load(edited(tmp_path, edit))
+
+
+def test_only_keys_that_change_the_mathematics_differ():
+    old = configs.load("configs/alive.py").to_dict()
+    where = {"mesh": "data=8", "log_every": "9", "checkpoint.every": "3", "data.threads": "4", "eval_every": "5"}
+    assert configs.differences(old, configs.load("configs/alive.py", where).to_dict()) == []
+    what = {"seed": "1", "batch_size": "32", "objectives.distill": "0.5", "optimizer.learning_rate": "0.1"}
+    named = configs.differences(old, configs.load("configs/alive.py", what).to_dict())
+    assert [line.split(" was ")[0] for line in named] == sorted(
+        ["seed", "batch_size", "objectives.distill", "optimizer.learning_rate"]
+    )
+
+
+def test_a_configuration_read_back_from_json_is_the_same():
+    import json
+
+    config = configs.load("configs/alive.py").to_dict()
+    assert configs.differences(json.loads(json.dumps(config)), config) == []
