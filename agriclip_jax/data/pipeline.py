@@ -1,0 +1,208 @@
+"""ALive records to batches: shuffled, repeated, augmented in threads, the same for any number of processes."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from agriclip_jax.data.captions import class_identity, normalise_caption
+from agriclip_jax.data.records import Alive, parallel_map
+from agriclip_jax.data.tokenizers import Tokenizer
+from agriclip_jax.data.views import ViewSpec, crops, decode, load_view
+from agriclip_jax.errors import UserError, near_misses
+
+_IMAGE = "image/"
+
+
+class TrainBatches(Iterator[dict[str, np.ndarray]]):
+    """An endless iterator whose position is that after the last batch it gave, whatever was read ahead.
+
+    A position taken in one process restores the iterators of any number of processes.
+    """
+
+    def __init__(self, iterator: Any):
+        self._iterator = iterator
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, fit for JSON."""
+        return self._iterator.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Moves to a position that `get_state` gave; what follows is the same to the bit."""
+        self._iterator.set_state(state)
+
+    def close(self) -> None:
+        """Ends the reading threads."""
+        self._iterator.close()
+
+
+def train_batches(
+    alive: Alive,
+    split: str,
+    *,
+    tokenizer: Tokenizer,
+    context_length: int,
+    views: Mapping[str, ViewSpec],
+    needs: frozenset[str],
+    batch_size: int,
+    seed: int,
+    threads: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """This process's rows of an endless row of batches, every example once an epoch in an order drawn anew.
+
+    A row depends on `seed`, on its place in the row of examples and on `views` only: the batches of all processes
+    together are the same for any number of processes and threads. Batches run across the ends of epochs, so a split
+    may be smaller than a batch: then an image comes several times in one, each time in other views.
+
+    Args:
+      alive: the records.
+      split: which of its splits.
+      tokenizer: of the captions.
+      context_length: ids a caption.
+      views: by name ("global", "local"); a view draws the same crops whichever views follow it.
+      needs: the fields to make, of: "image/<view>" uint8 [b, count, size, size, 3]; "tokens" int32 [b, context_length]
+        of a caption drawn from the example's; "caption_id" uint32 [b, 2], the 64-bit hash of that caption, normalised;
+        "class_id" uint32 [b, 2], that of what the class is across datasets. The others cost nothing.
+      batch_size: rows over all processes.
+      seed: decides order, captions and views; 0 to 2**32 - 1.
+      threads: that make batches ahead, each a whole one; 0 makes each when it is asked for.
+      process_index: which process this is.
+      process_count: of how many.
+
+    Raises:
+      UserError: no such split; a batch that the processes do not divide; a field nothing can make. Later, from the
+        iterator: an unreadable image, by its source path.
+    """
+    import grain
+
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(f"batch_size {batch_size} cannot be divided among {process_count} processes")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed} is not between 0 and 2**32 - 1")
+    source = alive.source(split)
+    make_row = _Rows(source, tokenizer, context_length, views, needs)
+    # Grain gets the indices and not the source: it would walk every field of every example for its statistics.
+    rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(make_row)
+    return TrainBatches(
+        grain.experimental.ElasticIterator(
+            rows,
+            batch_size,
+            grain.sharding.ShardOptions(shard_index=process_index, shard_count=process_count),
+            read_options=grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1 if threads else 0),
+        )
+    )
+
+
+class _Rows:
+    """The function from an index and a generator to a row of the batch."""
+
+    def __init__(
+        self,
+        source: Sequence[Mapping[str, Any]],
+        tokenizer: Tokenizer,
+        context_length: int,
+        views: Mapping[str, ViewSpec],
+        needs: frozenset[str],
+    ):
+        possible = {_IMAGE + name for name in views} | {"tokens", "caption_id", "class_id"}
+        for field in sorted(needs - possible):
+            raise UserError(f"an objective needs {field}, which the pipeline cannot make{near_misses(field, possible)}")
+        self.source, self.tokenizer, self.context_length, self.needs = source, tokenizer, context_length, needs
+        self.views = {_IMAGE + name: spec for name, spec in views.items() if _IMAGE + name in needs}
+        self.side = max((spec.source_side for spec in self.views.values()), default=0)
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        example = self.source[index]
+        caption = example["captions"][rng.integers(len(example["captions"]))]
+        row = {}
+        if self.views:
+            try:
+                image = decode(example["image"], self.side)
+            except UserError as error:
+                raise UserError(f"{example['source']}: {error}; build the ALive folder again without it") from error
+            row = {field: crops(image, rng, spec) for field, spec in self.views.items()}
+        if "tokens" in self.needs:
+            row["tokens"] = self.tokenizer.encode([caption], self.context_length)[0]
+        if "caption_id" in self.needs:
+            row["caption_id"] = _caption_id(caption)
+        if "class_id" in self.needs:
+            row["class_id"] = _class_id(example["class_name"], example["dataset"])
+        return row
+
+
+@functools.lru_cache(1 << 16)
+def _caption_id(caption: str) -> np.ndarray:
+    return _hash(normalise_caption(caption))
+
+
+@functools.lru_cache(1 << 16)
+def _class_id(class_name: str, dataset: str) -> np.ndarray:
+    return _hash(class_identity(class_name, dataset))
+
+
+def _hash(text: str) -> np.ndarray:
+    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), "<u4")
+
+
+def eval_batches(
+    source: Sequence[Mapping[str, Any]],
+    *,
+    size: int,
+    batch_size: int,
+    threads: int,
+    on_unreadable: Callable[[int, str], None],
+) -> Iterator[dict[str, np.ndarray]]:
+    """The evaluation views of all readable examples, in order, decoded in threads ahead of their use.
+
+    Args:
+      source: `source[i]` has "image" (encoded bytes) and "label".
+      size: side of the view in pixels.
+      batch_size: rows of every batch but the last, which is as short as it comes.
+      threads: that decode.
+      on_unreadable: called with the index of an image that cannot be read, which no batch has, and the reason.
+
+    Yields:
+      "image" uint8 [b, size, size, 3]; "label" int32 [b]; "index" int64 [b], positions in `source`.
+    """
+
+    def read(index: int) -> tuple[int, int, np.ndarray | str]:
+        example = source[index]
+        try:
+            return index, example["label"], load_view(example["image"], size)
+        except UserError as error:
+            return index, example["label"], str(error)
+
+    rows = []
+    for index, label, view in parallel_map(read, range(len(source)), threads=threads):
+        if isinstance(view, str):
+            on_unreadable(index, view)
+            continue
+        rows.append((view, label, index))
+        if len(rows) == batch_size:
+            yield _stacked(rows)
+            rows = []
+    if rows:
+        yield _stacked(rows)
+
+
+def _stacked(rows: list[tuple[np.ndarray, int, int]]) -> dict[str, np.ndarray]:
+    views, labels, indices = zip(*rows, strict=True)
+    return {"image": np.stack(views), "label": np.array(labels, np.int32), "index": np.array(indices, np.int64)}
+
+
+def captions(alive: Alive, split: str) -> list[str]:
+    """The distinct captions of a split, in the order in which they come first."""
+    return list(dict.fromkeys(caption for example in alive.source(split) for caption in example["captions"]))
+
+
+def truncation(alive: Alive, split: str, tokenizer: Tokenizer, length: int) -> tuple[int, int]:
+    """How many of a split's distinct captions lose tokens in rows of `length` ids, and how many there are."""
+    distinct = captions(alive, split)
+    return tokenizer.truncated(distinct, length), len(distinct)
