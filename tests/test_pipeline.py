@@ -1,0 +1,291 @@
+"""Records to batches: what a row holds, and that order, crops and captions depend on the seed and the place alone."""
+
+import hashlib
+import io
+import itertools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agriclip_jax.data import pipeline, tokenizers
+from agriclip_jax.data.captions import class_identity, normalise_caption
+from agriclip_jax.data.records import Alive, DatasetRecord, Example, write
+from agriclip_jax.data.views import ViewSpec, crops, decode, load_view
+from agriclip_jax.errors import UserError
+
+COUNT, LENGTH = 20, 16
+CLASSES = {slug: {"rust": "rust", "cow": "holstein cow"} for slug in ("coffee", "maize")}
+VIEWS = {
+    "global": ViewSpec(count=2, size=16, jitter=(0.4, 0.4, 0.2, 0.1), grayscale=0.2, blur=(1.0, 0.1)),
+    "local": ViewSpec(count=3, size=8, scale=(0.1, 0.4)),
+}
+FIELDS = frozenset({"image/global", "image/local", "tokens", "caption_id", "class_id"})
+
+
+def photo(index):
+    """A photo whose brightness tells its index."""
+    pixels = np.full((24, 32, 3), 10 * index + 20) + np.random.default_rng(index).integers(-3, 4, (24, 32, 3))
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def example(index, image=None):
+    dataset, key = ("coffee", "maize")[index % 2], ("rust", "cow")[index // 2 % 2]
+    texts = (f"a photo of {dataset} with {key}, number {index}.", f"{key} on {dataset}", f"{dataset} {key}!")
+    source = f"{dataset}/{key}/{index}.png"
+    image = photo(index) if image is None else image
+    return Example(image, texts, ("template",) * 3, CLASSES[dataset][key], key, dataset, "crop", source)
+
+
+def folder(path, examples):
+    records = {slug: DatasetRecord("crop", classes) for slug, classes in CLASSES.items()}
+    write(path, {"train": lambda: iter(examples)}, name="small", description="For a test.", datasets=records)
+    return Alive.open(path)
+
+
+@pytest.fixture(scope="module")
+def alive(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("pipeline") / "alive", [example(i) for i in range(COUNT)])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(alive):
+    return tokenizers.train(pipeline.captions(alive, "train"), 600)
+
+
+@pytest.fixture(scope="module")
+def batches(alive, tokenizer):
+    """`train_batches` on the small folder, other arguments by name."""
+
+    def build(source=alive, **changed):
+        arguments = dict(
+            tokenizer=tokenizer, context_length=LENGTH, views=VIEWS, needs=FIELDS, batch_size=8, seed=5, threads=1
+        )
+        return pipeline.train_batches(source, "train", **(arguments | changed))
+
+    return build
+
+
+def take(iterator, count):
+    rows = list(itertools.islice(iterator, count))
+    iterator.close()
+    return rows
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[field], other[field]) for field in one)
+
+
+def row_set(*parts):
+    """The rows of one batch that came in parts, whatever their order."""
+    return sorted(
+        hashlib.sha256(b"".join(part[field][row].tobytes() for field in sorted(part))).hexdigest()
+        for part in parts
+        for row in range(len(part["tokens"]))
+    )
+
+
+def which(batch):
+    """The index of each row's photo, told by its brightness."""
+    return np.rint((batch["image/global"][:, 0].mean((1, 2, 3)) - 20) / 10).astype(int).tolist()
+
+
+PLAIN = {"views": {"global": ViewSpec(count=1, size=16)}, "needs": frozenset({"image/global"})}
+
+
+# Rows
+
+
+def test_a_batch_holds_the_needed_fields(batches):
+    (batch,) = take(batches(), 1)
+    shapes = {field: (values.shape, values.dtype) for field, values in batch.items()}
+    assert shapes == {
+        "image/global": ((8, 2, 16, 16, 3), np.uint8),
+        "image/local": ((8, 3, 8, 8, 3), np.uint8),
+        "tokens": ((8, LENGTH), np.int32),
+        "caption_id": ((8, 2), np.uint32),
+        "class_id": ((8, 2), np.uint32),
+    }
+    assert all(values.flags.c_contiguous for values in batch.values())
+
+
+def test_a_row_speaks_of_one_example_and_identities_join_what_is_the_same(batches, tokenizer):
+    """The caption drawn is one of the photo's; "rust" is bare and belongs to its crop, a cow is a cow."""
+    captions, identities = {}, {}
+    for batch in take(batches(**PLAIN | {"needs": FIELDS - {"image/local"}}), 15):
+        for row, index in enumerate(which(batch)):
+            about = example(index)
+            rows = tokenizer.encode(about.captions, LENGTH)
+            (drawn,) = np.flatnonzero((rows == batch["tokens"][row]).all(1))
+            captions.setdefault(normalise_caption(about.captions[drawn]), set()).add(tuple(batch["caption_id"][row]))
+            identities.setdefault(class_identity(about.class_name, about.dataset), set()).add(
+                tuple(batch["class_id"][row])
+            )
+    assert all(len(ids) == 1 for ids in (*captions.values(), *identities.values()))
+    assert len(set.union(*captions.values())) == len(captions) > 20
+    assert (
+        set(identities) == {"coffee: rust", "maize: rust", "holstein cow"} and len(set.union(*identities.values())) == 3
+    )
+
+
+def test_captions_are_drawn_evenly(batches, tokenizer):
+    short = tokenizer.encode([text for i in range(4) for text in example(i).captions[1:]], LENGTH)
+    kinds = {tuple(row): 1 + number % 2 for number, row in enumerate(short.tolist())}
+    tokens = np.concatenate([batch["tokens"] for batch in take(batches(needs=frozenset({"tokens"})), 75)])
+    drawn = np.bincount([kinds.get(tuple(row), 0) for row in tokens.tolist()])
+    assert drawn.sum() == 600 and np.abs(drawn - 200).max() < 45  # four standard deviations
+
+
+def test_every_example_comes_once_an_epoch_in_an_order_drawn_anew(batches):
+    seen = [index for batch in take(batches(**PLAIN, batch_size=5), 8) for index in which(batch)]
+    first, second = seen[:COUNT], seen[COUNT:]
+    assert sorted(first) == sorted(second) == list(range(COUNT))
+    assert first != second and first != list(range(COUNT))
+
+
+def test_the_same_photo_looks_different_in_the_next_epoch(batches):
+    one, two = take(batches(batch_size=COUNT), 2)
+    order = np.argsort(which(one)), np.argsort(which(two))
+    assert all((one["image/global"][i] != two["image/global"][j]).any() for i, j in zip(*order, strict=True))
+
+
+def test_fields_that_are_not_needed_are_not_made(batches, tmp_path):
+    broken = folder(tmp_path / "broken", [example(i, b"not a photo") for i in range(4)])
+    (batch,) = take(batches(broken, needs=frozenset({"tokens", "class_id"})), 1)
+    assert set(batch) == {"tokens", "class_id"}
+
+
+def test_a_view_is_the_same_whichever_follow_it(batches):
+    both, alone = take(batches(), 1), take(batches(needs=frozenset({"image/global", "tokens"})), 1)
+    for field in ("image/global", "tokens"):
+        np.testing.assert_array_equal(both[0][field], alone[0][field])
+
+
+def test_a_split_smaller_than_a_batch_is_repeated_within_it(batches):
+    (batch,) = take(batches(**PLAIN, batch_size=2 * COUNT + 3), 1)
+    assert sorted(set(which(batch))) == list(range(COUNT)) and len(which(batch)) == 2 * COUNT + 3
+
+
+# Determinism
+
+
+def test_a_seed_gives_its_batches_again_and_another_seed_others(batches):
+    one, again, other = take(batches(), 4), take(batches(), 4), take(batches(seed=6), 4)
+    assert all(same(a, b) for a, b in zip(one, again, strict=True))
+    assert not any(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("threads", [0, 2, 5])
+def test_the_number_of_threads_changes_nothing(batches, threads):
+    assert all(same(a, b) for a, b in zip(take(batches(), 6), take(batches(threads=threads), 6), strict=True))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_global_batches_of_one(batches, processes):
+    whole = take(batches(), 4)
+    parts = [take(batches(process_index=i, process_count=processes), 4) for i in range(processes)]
+    for step, batch in enumerate(whole):
+        shares = [part[step] for part in parts]
+        assert {len(share["tokens"]) for share in shares} == {8 // processes}
+        assert row_set(*shares) == row_set(batch)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4])
+def test_a_position_restores_what_followed_to_the_bit(batches, stop):
+    straight = take(batches(), 8)
+    first = batches(threads=2)
+    for _ in range(stop):
+        next(first)
+    state = json.loads(json.dumps(first.get_state()))
+    next(first), next(first)  # what is read afterwards, or ahead, does not count
+    first.close()
+    second = batches(threads=1)
+    next(second)
+    second.set_state(state)
+    assert second.get_state() == state
+    assert all(same(a, b) for a, b in zip(straight[stop:], take(second, 8 - stop), strict=True))
+
+
+def test_a_position_of_two_processes_restores_one_and_the_other_way_round(batches):
+    whole = take(batches(), 6)
+    pair = [batches(process_index=i, process_count=2) for i in range(2)]
+    for _ in range(3):
+        [next(part) for part in pair]
+    one = batches()
+    assert pair[0].get_state() == pair[1].get_state()
+    one.set_state(pair[1].get_state())
+    assert same(next(one), whole[3])
+    for part in pair:
+        part.set_state(one.get_state())
+    assert row_set(*map(next, pair)) == row_set(whole[4])
+    [iterator.close() for iterator in (*pair, one)]
+
+
+# What goes wrong
+
+
+def test_an_unreadable_photo_names_its_source(batches, tmp_path):
+    broken = folder(tmp_path / "broken", [example(i, photo(i)[:99] if i == 3 else None) for i in range(4)])
+    for threads in (0, 2):
+        with pytest.raises(UserError, match=r"maize/cow/3\.png: broken image"):
+            take(batches(broken, threads=threads), 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"batch_size": 9, "process_count": 2}, "batch_size 9 .* 2 processes"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"needs": frozenset({"image/locals"})}, "image/locals.*did you mean 'image/local'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(batches, wrong, words):
+    with pytest.raises(UserError, match=words):
+        batches(**wrong)
+
+
+# Evaluation and captions
+
+
+def test_evaluation_sees_every_photo_once_in_order_and_the_last_batch_is_short(alive):
+    source = alive.source("train")
+    got = list(pipeline.eval_batches(source, size=16, batch_size=8, threads=2, on_unreadable=pytest.fail))
+    assert [len(batch["image"]) for batch in got] == [8, 8, 4]
+    joined = {field: np.concatenate([batch[field] for batch in got]) for field in got[0]}
+    assert {field: values.dtype for field, values in joined.items()} == {
+        "image": np.uint8,
+        "label": np.int32,
+        "index": np.int64,
+    }
+    assert joined["index"].tolist() == list(range(COUNT))
+    assert joined["label"].tolist() == [row["label"] for row in source]
+    np.testing.assert_array_equal(joined["image"], [load_view(photo(i), 16) for i in range(COUNT)])
+
+
+def test_one_bad_photo_is_one_row_less_and_is_reported():
+    rows = [{"image": b"bad" if i in (2, 5) else photo(i), "label": i} for i in range(7)]
+    bad = {}
+    got = list(pipeline.eval_batches(rows, size=16, batch_size=2, threads=2, on_unreadable=bad.__setitem__))
+    assert [batch["index"].tolist() for batch in got] == [[0, 1], [3, 4], [6]]
+    assert list(bad) == [2, 5] and "not an image" in bad[2]
+
+
+def test_captions_are_distinct_and_the_cut_ones_counted(alive, tokenizer):
+    captions = pipeline.captions(alive, "train")
+    assert len(captions) == len(set(captions)) == COUNT + 4 + 4
+    assert pipeline.truncation(alive, "train", tokenizer, 64) == (0, len(captions))
+    cut, total = pipeline.truncation(alive, "train", tokenizer, 8)
+    assert (cut, total) == (COUNT, len(captions))  # "rust on coffee" fits, "a photo of ..." does not
+
+
+def test_a_crop_of_the_pipeline_is_a_crop_of_the_views(batches):
+    """The pipeline adds nothing to `views`: a plain spec brings the stored pixels."""
+    spec = ViewSpec(count=1, size=24, scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3), flip=0.0)
+    (batch,) = take(batches(views={"global": spec}, needs=frozenset({"image/global"})), 1)
+    index = which(batch)[0]
+    whole = crops(decode(photo(index)), np.random.default_rng(0), spec)
+    np.testing.assert_array_equal(batch["image/global"][0], whole)
