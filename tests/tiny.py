@@ -21,7 +21,7 @@ SMALL = {
     "text.depth": "1",
     "text.heads": "2",
     "text.context_length": "12",
-    "text.vocab_size": "300",
+    "text.vocab_size": "600",
     "embed_dim": "16",
     "views.local.size": "8",
     "distill.hidden": "32",

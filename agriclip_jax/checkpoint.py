@@ -1,0 +1,169 @@
+"""Checkpoints: the training state and the position of the data, saved and restored together. The one file on Orbax."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+from agriclip_jax import rules
+from agriclip_jax.errors import RunFailure, UserError
+from agriclip_jax.state import State
+
+SCORE = "validation"
+REST = ("step", "opt_state", "aux", "key", "healthy")
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Each holds the items `params`, `teacher` (if the run has one), `rest` (optimiser, objectives' state, key) and `data`
+    (the iterator's position after the last batch that the state consumed). Saving is asynchronous and atomic.
+    """
+
+    def __init__(self, folder: str | Path, *, latest: int = 2):
+        """Opens or creates a folder that keeps the `latest` newest checkpoints and the best scored one.
+
+        Raises:
+          UserError: when the folder cannot be made.
+        """
+        policy = keep.AnyPreservationPolicy(
+            [
+                keep.LatestN(latest),
+                keep.BestN(get_metric_fn=lambda m: m[SCORE], n=1, keep_checkpoints_without_metrics=False),
+            ]
+        )
+        self.folder = Path(folder).absolute()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Orbax stores metrics only when it is told how to rank them, although the policy decides what is kept.
+            options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=lambda m: m[SCORE])
+            handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "teacher", "rest")}
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=options, item_handlers=handlers | {"data": ocp.JsonCheckpointHandler()}
+            )
+        except OSError as error:
+            raise UserError(
+                f"cannot write checkpoints to {folder}: {error.strerror or error}; free space or give another --workdir"
+            ) from None
+
+    def save(self, state: State, position: Mapping[str, Any], *, score: float | None = None) -> None:
+        """Starts saving; returns when the arrays are copied. `score`: of the validation split, higher is better.
+
+        Raises:
+          RunFailure: when an earlier save failed (a full disk): the older checkpoints stay.
+        """
+        items = {"params": state.params, "rest": _rest(state)} | ({"teacher": state.teacher} if state.teacher else {})
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        try:
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(data=ocp.args.JsonSave(dict(position)), **args),
+                metrics=None if score is None else {SCORE: score},
+                force=True,
+            )
+        except (OSError, ValueError) as error:
+            raise RunFailure(_failed(self.folder, error)) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; raises `RunFailure` when it could not be written."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except (OSError, ValueError) as error:
+            raise RunFailure(_failed(self.folder, error)) from error
+
+    def close(self) -> None:
+        """Waits for the last save and releases the threads."""
+        self.wait()
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The newest step, `None` when there is none."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """All steps, in order."""
+        return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step with the highest validation score, `None` when none was scored."""
+        scored = {s: m for s in self.steps() if (m := self._manager.metrics(s)) and SCORE in m}
+        return max(scored, key=lambda s: scored[s][SCORE], default=None)
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the platform asked this job of several processes to stop; the same answer on all of them."""
+        return self._manager.reached_preemption(step)
+
+    def restore(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
+        """The state and the data position of a step, on the shardings of `abstract`, whatever wrote it.
+
+        Args:
+          abstract: a state of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+          UserError: when the checkpoint holds other parameters than `abstract`; they are named.
+        """
+        trees = {"params": abstract.params, "rest": _rest(abstract)}
+        trees |= {"teacher": abstract.teacher} if abstract.teacher else {}
+        items = self._restore(step, trees, data=ocp.args.JsonRestore())
+        leaves = {"/".join(["rest", p]): v for p, v in rules.flatten(items["rest"]).items()}
+        rest = {
+            name: jax.tree_util.tree_map_with_path(
+                lambda path, _, name=name: leaves["/".join(filter(None, ["rest", name, rules.path_of(path)]))],
+                getattr(abstract, name),
+            )
+            for name in REST
+        }
+        state = dataclasses.replace(
+            abstract, params=items["params"], teacher=items["teacher"] if abstract.teacher else {}, **rest
+        )
+        return state, items["data"]
+
+    def restore_item(self, step: int, name: str, abstract: Any) -> Any:
+        """One item of a step (`params` or `teacher`) on the shapes and shardings of `abstract`."""
+        return self._restore(step, {name: abstract})[name]
+
+    def has_item(self, step: int, name: str) -> bool:
+        """Whether a step holds an item."""
+        return (self.folder / str(step) / name).is_dir()
+
+    def _restore(self, step: int, trees: Mapping[str, Any], **more: Any) -> Any:
+        for name, tree in trees.items():
+            saved = self._manager.item_metadata(step)[name]
+            if saved is None:
+                raise UserError(f"the checkpoint of step {step} in {self.folder} holds no {name!r}")
+            shapes = {rules.path_of(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(saved)}
+            wanted = {rules.path_of(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(tree)}
+            if differing := sorted(p for p in shapes.keys() | wanted.keys() if shapes.get(p) != wanted.get(p)):
+                path = differing[0]
+                raise UserError(
+                    f"the checkpoint of step {step} in {self.folder} is of another model: {len(differing)} parameters "
+                    f"of {name!r} differ, first {path} ({shapes.get(path, 'absent')} there, "
+                    f"{wanted.get(path, 'absent')} here)"
+                )
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+        return self._manager.restore(step, args=ocp.args.Composite(**args, **more))
+
+
+def _rest(state: State) -> dict[str, Any]:
+    """The remaining fields as nested dictionaries, so that a checkpoint's layout depends on no class."""
+    fields = {name: getattr(state, name) for name in REST}
+    return rules.unflatten({rules.path_of(p): v for p, v in jax.tree_util.tree_leaves_with_path(fields)})
+
+
+def _failed(folder: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return f"a checkpoint could not be written to {folder} ({reason}); free space there and run the same command again"
+
+
+def abstract_state(shapes: State, shardings: State) -> State:
+    """A target for `Checkpoints.restore` from shapes and shardings of the same structure."""
+    return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(np.shape(s), s.dtype, sharding=d), shapes, shardings)

@@ -1,0 +1,108 @@
+"""What a run writes while it goes: metrics.jsonl, TensorBoard events and the progress line."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agriclip_jax.errors import RunFailure
+
+
+class Log:
+    """Rows of scalars by step. Only the first process writes; the others keep the same interface and write nothing."""
+
+    def __init__(self, workdir: Path, *, total_steps: int, start: int = 0, write: bool = True):
+        """Continues a workdir's files from step `start`: rows of later steps, which will be made again, are dropped."""
+        self.total_steps, self._write = total_steps, write
+        self._workdir, self._last_shown, self._open_line = workdir, 0.0, False
+        if not write:
+            return
+        from tensorboardX import SummaryWriter
+
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            _keep_rows(workdir / name, start)
+        self._metrics = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    def row(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
+        """One row of `metrics.jsonl` and of the events, and the progress line."""
+        if not self._write:
+            return
+        row = {"step": step, "time": round(time.time(), 3)} | {k: _rounded(v) for k, v in scalars.items()}
+        try:
+            self._metrics.write(json.dumps(row) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise RunFailure(
+                f"cannot write {self._workdir / 'metrics.jsonl'} ({error.strerror}); free space there and run the same "
+                "command again"
+            ) from None
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        self._show(step, scalars, seconds_left)
+
+    def evaluation(self, step: int, scores: Mapping[str, Any]) -> None:
+        """One row of `evaluations.jsonl`."""
+        if not self._write:
+            return
+        with (self._workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **scores}) + "\n")
+        for name, value in scores.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(f"validation/{name}", value, step)
+
+    def say(self, text: str) -> None:
+        """A line for the user, below the progress line."""
+        if self._write:
+            print(("\n" if self._open_line else "") + text, flush=True)
+            self._open_line = False
+
+    def close(self) -> None:
+        if self._write:
+            self._metrics.close()
+            self._board.close()
+            if self._open_line:
+                print(flush=True)
+
+    def _show(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
+        terminal = sys.stdout.isatty()
+        now = time.monotonic()
+        if step < self.total_steps and now - self._last_shown < (0.2 if terminal else 10.0):
+            return
+        self._last_shown = now
+        width = len(str(self.total_steps))
+        parts = [f"step {step:{width}}/{self.total_steps}", f"loss {scalars['loss']:.4f}"]
+        parts += [f"{k.removeprefix('loss/')} {v:.4f}" for k, v in scalars.items() if k.startswith("loss/")]
+        parts += [f"{scalars['images_per_s']:.0f} images/s", f"{_clock(seconds_left)} left"]
+        line = "  ".join(parts)
+        print(f"\r{line}\x1b[K" if terminal else line, end="" if terminal else "\n", flush=True)
+        self._open_line = terminal
+
+
+def _keep_rows(path: Path, last: int) -> None:
+    """Drops rows after step `last`, and a last row that was cut in writing."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= last:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            continue
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{float(value):.7g}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

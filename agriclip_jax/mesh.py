@@ -1,0 +1,107 @@
+"""Where things live: the device mesh and the sharding of the state and of batches."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from agriclip_jax import rules
+from agriclip_jax.errors import UserError, near_misses
+from agriclip_jax.rules import Rule
+
+AXES = ("data", "fsdp", "tensor")
+
+# Axes of the trailing dimensions of a parameter; stacked blocks have the layer axis in front, never sharded.
+PARAMETERS = (
+    Rule(r".*/blocks/attention/qkv/kernel", ("fsdp", "tensor"), optional=True),
+    Rule(r".*/blocks/attention/out/kernel", ("tensor", "fsdp"), optional=True),
+    Rule(r".*/blocks/mlp/up/kernel", ("fsdp", "tensor"), optional=True),
+    Rule(r".*/blocks/mlp/up/bias", ("tensor",), optional=True),
+    Rule(r".*/blocks/mlp/down/kernel", ("tensor", "fsdp"), optional=True),
+    Rule(r"(image/patch|.*/projection)/kernel", ("fsdp", None), optional=True),
+    Rule(r"text/tokens", ("tensor", "fsdp"), optional=True),
+    Rule(r"dino_head/layer\d/kernel", ("fsdp", "tensor"), optional=True),
+    Rule(r"dino_head/prototypes", (("fsdp", "tensor"), None), optional=True),
+)
+
+
+def make(spec: str) -> Mesh:
+    """A mesh with the axes `data`, `fsdp` and `tensor` over all devices.
+
+    Args:
+      spec: "auto" (all devices on `data`) or sizes such as "data=2,fsdp=4"; axes left out are 1.
+
+    Raises:
+      UserError: for an unknown axis, a size that is no number, or sizes whose product is not the number of devices.
+    """
+    devices = jax.devices()
+    sizes = dict.fromkeys(AXES, 1)
+    if spec == "auto":
+        sizes["data"] = len(devices)
+    else:
+        for part in spec.split(","):
+            axis, _, size = part.strip().partition("=")
+            if axis not in AXES:
+                raise UserError(f"config.mesh: unknown axis {axis!r} in {spec!r}{near_misses(axis, AXES)}")
+            if not size.isdigit() or int(size) < 1:
+                raise UserError(f"config.mesh: {part.strip()!r} in {spec!r} is not AXIS=NUMBER")
+            sizes[axis] = int(size)
+    if math.prod(sizes.values()) != len(devices):
+        raise UserError(
+            f"config.mesh: {spec!r} asks for {math.prod(sizes.values())} devices, here are {len(devices)}; "
+            "the sizes must multiply to that, or use 'auto'"
+        )
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_sharding(mesh: Mesh, batch_size: int | None = None) -> NamedSharding:
+    """Rows over `data` and `fsdp`, everything else whole.
+
+    Raises:
+      UserError: when `batch_size` is given and those axes do not divide it.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size is not None and batch_size % parts:
+        raise UserError(
+            f"config.batch_size {batch_size} is not divisible by data * fsdp = {parts} of the mesh; "
+            f"use {batch_size - batch_size % parts or parts} or another mesh"
+        )
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def state_sharding(mesh: Mesh, shapes: Any) -> Any:
+    """Shardings of a training state: parameters by `PARAMETERS`, everything that mirrors one likewise, the rest whole.
+
+    An axis that does not divide its dimension is left out for that parameter.
+
+    Args:
+      shapes: a pytree with `shape` at its leaves and a field or key `params` at its top.
+
+    Returns:
+      the same pytree of `NamedSharding`.
+    """
+    effects = rules.match(PARAMETERS, rules.flatten(shapes.params), (), "sharding")
+
+    def place(key_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        parts = rules.path_of(key_path).split("/")
+        suffixes = ("/".join(parts[i:]) for i in range(len(parts)))
+        axes = next((effects[s] for s in suffixes if s in effects), ())
+        return NamedSharding(mesh, _fit(mesh, axes, leaf.shape))
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def _fit(mesh: Mesh, axes: tuple[Any, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    if len(axes) > len(shape):
+        return PartitionSpec()
+    axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
+    sizes = [math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())) for axis in axes]
+    return PartitionSpec(*(a if n % s == 0 else None for a, n, s in zip(axes, shape, sizes, strict=True)))
+
+
+def place_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Global arrays from this process's rows of each field."""
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -1,0 +1,34 @@
+"""What one step optimises. Adding an objective is one file beside these and one line in `OBJECTIVES`."""
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from agriclip_jax.encoders import Network
+from agriclip_jax.errors import UserError, near_misses
+from agriclip_jax.objectives import contrastive, distill
+from agriclip_jax.objectives.base import Objective, Parameters, Want
+
+__all__ = ["OBJECTIVES", "Objective", "Parameters", "Want", "build"]
+
+OBJECTIVES: dict[str, Callable[[ConfigDict, Mapping[str, Network]], Objective]] = {
+    "contrastive": contrastive.build,
+    "distill": distill.build,
+}
+
+
+def build(config: ConfigDict, towers: Mapping[str, Network]) -> dict[str, Objective]:
+    """The objectives with a weight other than 0 in `config.objectives`, by name.
+
+    Raises:
+      UserError: for a name that no objective has, or when every weight is 0.
+    """
+    chosen = {}
+    for name, weight in config.objectives.items():
+        if name not in OBJECTIVES:
+            raise UserError(f"config.objectives: unknown objective {name!r}{near_misses(name, OBJECTIVES)}")
+        if weight:
+            chosen[name] = OBJECTIVES[name](config, towers)
+    if not chosen:
+        raise UserError("config.objectives: every weight is 0; give at least one objective a weight")
+    return chosen

@@ -1,0 +1,60 @@
+"""What an objective is: one weighted term of the loss."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from agriclip_jax.encoders import Network
+
+
+class Want(NamedTuple):
+    """A feature an objective asks for; each distinct one is computed once a step.
+
+    Attributes:
+      who: "student" or "teacher".
+      tower: "image" or "text".
+      view: the view for images ("global", "local"); "" for texts.
+    """
+
+    who: str
+    tower: str
+    view: str = ""
+
+
+class Parameters(NamedTuple):
+    """The parameters an objective may use: the student's tree, and the teacher's (no gradient flows into it)."""
+
+    student: dict[str, Any]
+    teacher: dict[str, Any]
+
+
+class Objective(Protocol):
+    """A small frozen object; everything that changes is in `params` and `aux`.
+
+    Attributes:
+      needs: batch fields it reads beyond what its wanted features imply.
+      wants: features it reads. An image feature is `ImageFeatures` with leading axes [batch, views]; a text feature is
+        [batch, width].
+      networks: its own parameters, by the name they get at the top of the parameter tree.
+      teacher: names at the top of the parameter tree whose moving average it reads.
+    """
+
+    needs: frozenset[str]
+    wants: tuple[Want, ...]
+    networks: Mapping[str, Network]
+    teacher: frozenset[str]
+
+    def init_aux(self) -> dict[str, jax.Array]:
+        """Its own state at step 0 (a centre, a queue); replicated over devices."""
+
+    def __call__(
+        self,
+        features: Mapping[Want, Any],
+        params: Parameters,
+        aux: dict[str, jax.Array],
+        batch: Mapping[str, jax.Array],
+        step: jax.Array,
+        key: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+        """Returns the unweighted loss float32 [], scalars to log, and the next `aux`."""

@@ -1,0 +1,43 @@
+"""The `contrastive` objective: captions and images that belong together meet."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from agriclip_jax.encoders import Network
+from agriclip_jax.losses import contrastive as losses
+from agriclip_jax.objectives.base import Parameters, Want
+
+IMAGE, TEXT = Want("student", "image", "global"), Want("student", "text")
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """Multi-positive InfoNCE between every global view and the caption drawn for its image, mean over the views."""
+
+    image: Network
+    text: Network
+    needs: frozenset[str] = frozenset({"caption_id", "class_id"})
+    wants: tuple[Want, ...] = (IMAGE, TEXT)
+    networks: Mapping[str, Network] = field(default_factory=dict)
+    teacher: frozenset[str] = frozenset()
+
+    def init_aux(self) -> dict[str, jax.Array]:
+        return {}
+
+    def __call__(self, features: Mapping[Want, Any], params: Parameters, aux, batch, step, key):
+        images = self.image(params.student["image"], features[IMAGE].pooled, method="embed")
+        texts = self.text(params.student["text"], features[TEXT], method="embed")
+        scale = jnp.exp(params.student["logit_scale"])
+        positive = losses.positives(batch["caption_id"], batch["class_id"])
+        loss = jnp.mean(jax.vmap(losses.info_nce, (1, None, None, None))(images, texts, scale, positive))
+        return loss, {"logit_scale": scale, "positives": jnp.mean(jnp.sum(positive, axis=1))}, aux
+
+
+def build(config: ConfigDict, towers: Mapping[str, Network]) -> Contrastive:
+    """The objective of a config; it has no options of its own."""
+    return Contrastive(towers["image"], towers["text"])

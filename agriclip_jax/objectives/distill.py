@@ -1,0 +1,85 @@
+"""The `distill` objective: DINO self-distillation of the image tower."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from agriclip_jax.encoders import DinoHead, Network
+from agriclip_jax.losses import distill as losses
+from agriclip_jax.objectives.base import Parameters, Want
+
+GLOBAL, LOCAL = Want("student", "image", "global"), Want("student", "image", "local")
+TEACHER = Want("teacher", "image", "global")
+HEAD = "dino_head"
+
+
+@dataclass(frozen=True)
+class Distill:
+    """DINO v1 (arXiv 2104.14294): the student's view of a part predicts the teacher's view of the whole.
+
+    Attributes:
+      student_temperature: tau_s.
+      teacher_temperature: tau_t after the warm-up, reached linearly from `teacher_temperature_start`.
+      warmup_steps: length of that warm-up, steps.
+      centre_momentum: m of the centre.
+    """
+
+    networks: Mapping[str, Network]
+    wants: tuple[Want, ...]
+    prototypes: int
+    student_temperature: float
+    teacher_temperature_start: float
+    teacher_temperature: float
+    warmup_steps: int
+    centre_momentum: float
+    needs: frozenset[str] = frozenset()
+    teacher: frozenset[str] = frozenset({"image", HEAD})
+
+    def init_aux(self) -> dict[str, jax.Array]:
+        return {"centre": jnp.zeros(self.prototypes)}
+
+    def __call__(self, features: Mapping[Want, Any], params: Parameters, aux, batch, step, key):
+        head = self.networks[HEAD]
+        views = [features[want].pooled for want in self.wants if want.who == "student"]
+        student = head(params.student[HEAD], jnp.concatenate(views, axis=1))
+        teacher = head(params.teacher[HEAD], features[TEACHER].pooled)
+        warm = jnp.minimum(step / max(self.warmup_steps, 1), 1.0)
+        temperature = self.teacher_temperature_start + warm * (
+            self.teacher_temperature - self.teacher_temperature_start
+        )
+        loss = losses.dino(
+            student,
+            teacher,
+            aux["centre"],
+            student_temperature=self.student_temperature,
+            teacher_temperature=temperature,
+        )
+        centred = (teacher - aux["centre"]) / temperature
+        entropy = -jnp.mean(jnp.sum(jax.nn.softmax(centred) * jax.nn.log_softmax(centred), axis=-1))
+        aux = {"centre": losses.update_centre(aux["centre"], teacher, self.centre_momentum)}
+        return loss, {"teacher_entropy": entropy, "teacher_temperature": temperature}, aux
+
+
+def build(config: ConfigDict, towers: Mapping[str, Network]) -> Distill:
+    """The objective of `config.distill`, for towers of any width; without local views it compares the global ones."""
+    options = config.distill
+    width = towers["image"].config.blocks.width
+    head = Network(
+        lambda rngs: DinoHead(
+            width, hidden=options.hidden, bottleneck=options.bottleneck, prototypes=options.prototypes, rngs=rngs
+        )
+    )
+    return Distill(
+        networks={HEAD: head},
+        wants=(GLOBAL, *((LOCAL,) if config.views.local.count else ()), TEACHER),
+        prototypes=options.prototypes,
+        student_temperature=options.student_temperature,
+        teacher_temperature_start=options.teacher_temperature_start,
+        teacher_temperature=options.teacher_temperature,
+        warmup_steps=round(options.warmup * config.total_steps),
+        centre_momentum=options.centre_momentum,
+    )

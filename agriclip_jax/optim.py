@@ -1,0 +1,135 @@
+"""What moves the parameters: AdamW with schedules, rules and projections."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from agriclip_jax import rules
+from agriclip_jax.encoders import MAX_LOGIT_SCALE
+from agriclip_jax.errors import UserError
+from agriclip_jax.rules import Rule
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+# Gains, biases and the temperature are not pulled to zero.
+WEIGHT_DECAY = (Rule(r"(.*/)?(bias|scale|scale1|scale2|logit_scale)", 0.0, optional=True),)
+
+# After each update: parameter name at the top of the tree, and the set it is projected on.
+PROJECTIONS = {"logit_scale": lambda x: jnp.clip(x, 0.0, MAX_LOGIT_SCALE)}
+
+
+def schedule(spec: Any, total_steps: int, where: str = "schedule") -> Schedule:
+    """A value as a function of the step.
+
+    Args:
+      spec: a number; `("cosine", a, b)`: from a at step 0 to b at the end; `("linear", a, b, f)`: from a to b over the
+        first fraction f of the run, then b; `("switch", a, b, f)`: a for the first fraction f, then b.
+      total_steps: of the run.
+      where: the config key, for the error.
+
+    Raises:
+      UserError: for any other form.
+    """
+    if isinstance(spec, int | float):
+        return lambda step: jnp.float32(spec)
+    match tuple(spec) if isinstance(spec, Sequence) and not isinstance(spec, str) else spec:
+        case ("cosine", a, b):
+            return lambda step: b + (a - b) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total_steps, 1.0)))
+        case ("linear", a, b, fraction):
+            return lambda step: a + (b - a) * jnp.minimum(step / max(fraction * total_steps, 1), 1.0)
+        case ("switch", a, b, fraction):
+            return lambda step: jnp.where(step < round(fraction * total_steps), a, b).astype(jnp.float32)
+    raise UserError(
+        f"{where}: {spec!r} is no schedule; give a number, ('cosine', a, b), ('linear', a, b, fraction) or "
+        "('switch', a, b, fraction)"
+    )
+
+
+def warmup_cosine(peak: float, warmup: float, end: float, total_steps: int) -> Schedule:
+    """Linear from 0 to `peak` over the first fraction `warmup` of the run, then half a cosine down to `end * peak`."""
+    steps = max(round(warmup * total_steps), 1)
+    return lambda step: jnp.where(
+        step < steps,
+        peak * (step + 1) / steps,
+        peak * (end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * (step - steps) / max(total_steps - steps, 1)))),
+    )
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW (arXiv 1711.05101) with global-norm clipping; learning rate and weight decay vary by path and step.
+
+    Attributes:
+      learning_rate: schedule.
+      multipliers: path -> schedule of the learning-rate multiplier, `None` for frozen; the frozen have no state.
+      decays: path -> schedule of the weight decay.
+    """
+
+    learning_rate: Schedule
+    multipliers: Mapping[str, Schedule | None]
+    decays: Mapping[str, Schedule]
+    transform: optax.GradientTransformation
+
+    def split(self, params: dict[str, Any]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """The flat trainable and the flat frozen parameters of a nested tree."""
+        flat = rules.flatten(params)
+        trainable = {p: v for p, v in flat.items() if self.multipliers[p] is not None}
+        return trainable, {p: v for p, v in flat.items() if self.multipliers[p] is None}
+
+    def init(self, params: dict[str, Any]) -> Any:
+        """The optimiser's state for a nested tree of parameters."""
+        return self.transform.init(self.split(params)[0])
+
+    def update(
+        self, grads: dict[str, jax.Array], opt_state: Any, trainable: dict[str, jax.Array], step: jax.Array
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """New flat trainable parameters and optimiser state from flat gradients."""
+        lr = self.learning_rate(step)
+        multiplier = {path: self.multipliers[path](step) for path in trainable}
+        # A parameter at rest gathers no moments either, as if it had no gradient.
+        grads = {path: g * (multiplier[path] != 0) for path, g in grads.items()}
+        moved, opt_state = self.transform.update(grads, opt_state, trainable)
+        new = {
+            path: p - lr * multiplier[path] * (moved[path] + self.decays[path](step) * p)
+            for path, p in trainable.items()
+        }
+        return new | {path: PROJECTIONS[path](new[path]) for path in PROJECTIONS.keys() & new}, opt_state
+
+
+def build(config: ConfigDict, shapes: dict[str, Any]) -> Optimizer:
+    """The optimiser of `config.optimizer` for a tree of parameters (or of their shapes).
+
+    `freeze` is a list of patterns; `lr_rules` and `weight_decay_rules` are lists of (pattern, multiplier or schedule)
+    tried before the house tables, the first match winning.
+
+    Raises:
+      UserError: for a rule that matches nothing, a bad schedule, or when nothing is left to train.
+    """
+    options, total = config.optimizer, config.total_steps
+    paths = rules.flatten(shapes)
+    frozen = [Rule(pattern, None) for pattern in options.freeze]
+    lr_table = frozen + [Rule(*row) for row in options.lr_rules]
+    effects = rules.match(lr_table, paths, 1.0, "config.optimizer.freeze/lr_rules")
+    multipliers = {
+        path: None if effect is None else schedule(effect, total, "config.optimizer.lr_rules")
+        for path, effect in effects.items()
+    }
+    if not any(multipliers.values()):
+        raise UserError("config.optimizer.freeze: it freezes every parameter; nothing is left to train")
+    decay_table = [Rule(*row) for row in options.weight_decay_rules] + list(WEIGHT_DECAY)
+    default = schedule(options.weight_decay, total, "config.optimizer.weight_decay")
+    decays = {
+        path: default if effect is None else schedule(effect, total, "config.optimizer.weight_decay_rules")
+        for path, effect in rules.match(decay_table, paths, None, "config.optimizer.weight_decay_rules").items()
+    }
+    transform = optax.chain(
+        optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity(),
+        optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps),
+    )
+    lr = warmup_cosine(options.learning_rate, options.warmup, options.end, total)
+    return Optimizer(lr, multipliers, decays, transform)
