@@ -17,6 +17,17 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("AGRICLIP_CACHE", str(Path(tempfile.gettempdir()) / "agriclip_jax-tests"))
 
 import jax
+import pytest
 
 jax.config.update("jax_compilation_cache_dir", os.environ["AGRICLIP_CACHE"] + "/xla")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A small ALive folder: the embedded corpus at 32 pixels, three training examples of each class."""
+    from agriclip_jax.data import corpus
+
+    out = tmp_path_factory.mktemp("data") / "alive"
+    corpus.build(out, size=32, count={"train": 3, "val": 1, "test": 1})
+    return out

@@ -1,0 +1,317 @@
+"""The main job: photos in; a trained model, its zero-shot table and its report out.
+
+python -m agriclip_jax.main --config=configs/alive.py [--workdir=DIR] [--config.KEY=VALUE ...]
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agriclip_jax.errors import UserError, exit_on_user_error
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from agriclip_jax.data.records import Alive
+    from agriclip_jax.data.tokenizers import Tokenizer
+    from agriclip_jax.inference import Model
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "Pillow")
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The command line: its options, and the values of `--config.KEY=VALUE` by dotted key."""
+    parser = argparse.ArgumentParser(
+        prog="python -m agriclip_jax.main",
+        description="Train a recipe on ALive shards, score it zero-shot and write a report.",
+        epilog="--config.KEY=VALUE sets a key of the recipe: --config.total_steps=200 --config.data.path=alive/",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a recipe, such as configs/alive.py")
+    parser.add_argument("--workdir", metavar="DIR", help="where the run lives (default: runs/<recipe>)")
+    parser.add_argument("--extend", action="store_true", help="continue a run to a larger config.total_steps")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes started by hand")
+    parser.add_argument("--num_processes", type=int, metavar="N")
+    parser.add_argument("--process_id", type=int, metavar="I")
+    options, rest = parser.parse_known_args(list(argv))
+    overrides = {}
+    for argument in rest:
+        key, equals, value = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config.") or not equals:
+            parser.error(f"unknown argument {argument!r}; keys of the recipe are set as --config.KEY=VALUE")
+        overrides[key] = value
+    given = [options.coordinator, options.num_processes, options.process_id]
+    if any(v is not None for v in given) and None in given:
+        parser.error("--coordinator, --num_processes and --process_id go together")
+    return options, overrides
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command; returns its exit status.
+
+    Raises:
+      UserError: for bad input or configuration, before anything is written.
+      RunFailure: when a run that began cannot go on.
+    """
+    options, overrides = parse(argv)
+    from agriclip_jax import config as configs
+
+    config = configs.load(options.config, overrides)
+    start_jax(options)
+    import jax
+
+    from agriclip_jax import inference, mesh, recipe
+    from agriclip_jax.checkpoint import Checkpoints, abstract_state
+    from agriclip_jax.data import corpus, pipeline
+    from agriclip_jax.data.records import Alive
+    from agriclip_jax.logs import Log
+    from agriclip_jax.state import batch_fields
+    from agriclip_jax.train import Every, fit
+
+    workdir = Path(options.workdir or f"runs/{config.recipe}")
+    first = jax.process_index() == 0
+    say = print if first else lambda *_: None
+    devices = mesh.make(config.mesh)
+    sharding = mesh.batch_sharding(devices, config.batch_size)
+    if not config.data.path:
+        say("data: the embedded corpus (drawn by the project; config.data.path names another ALive folder)", flush=True)
+    alive = Alive.open(config.data.path or corpus.ensure())
+    if is_finished(workdir, config, alive, extend=options.extend, say=say):
+        return 0
+    command = " ".join(["python -m agriclip_jax.main", *(a for a in argv if a != "--extend")])
+    tokenizer = run_tokenizer(workdir, config, alive, say)
+    towers = recipe.towers(config, tokenizer)
+    learner, init = recipe.learner(config, towers)
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    shardings = mesh.state_sharding(devices, shapes)
+    batches = pipeline.train_batches(
+        alive,
+        "train",
+        tokenizer=tokenizer,
+        context_length=config.text.context_length,
+        views=recipe.views(config),
+        needs=batch_fields(learner.objectives),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        threads=config.data.threads or os.cpu_count() or 1,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    if first:
+        prepare_workdir(workdir, config, alive, tokenizer)
+    checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
+    newest = checkpoints.latest()
+    if newest is None:
+        state = jax.jit(init, out_shardings=shardings)(key)
+        say(f"new run in {workdir}: {describe(shapes.params, devices)}", flush=True)
+        if first:
+            write_overview(workdir, state.params)
+    else:
+        state, position = checkpoints.restore(newest, abstract_state(shapes, shardings))
+        batches.set_state(position)
+        say(f"continuing {workdir} from step {newest}: {describe(shapes.params, devices)}", flush=True)
+
+    def model_of(state: Any, step: int) -> "Model":
+        return inference.Model(config, towers, state.params, tokenizer, devices, workdir, step)
+
+    def validate(state: Any) -> tuple[float, dict[str, Any]]:
+        return score(model_of(state, int(state.step)), alive, "val")
+
+    log = Log(workdir, total_steps=config.total_steps, start=newest or 0, write=first)
+    try:
+        ended = fit(
+            learner,
+            state,
+            shardings,
+            batches,
+            lambda rows: mesh.place_batch(rows, sharding),
+            total_steps=config.total_steps,
+            every=Every(config.log_every, config.eval_every, config.checkpoint.every),
+            checkpoints=checkpoints,
+            log=log,
+            workdir=workdir,
+            evaluate=validate if "val" in alive.splits else None,
+        )
+    finally:
+        log.close()
+    step = int(ended.state.step)
+    checkpoints.close()
+    if ended.stopped:
+        say(f"stopped; step {step} is saved in {workdir / 'checkpoints'}. To continue:\n  {command}")
+        return 0
+    finish(model_of(ended.state, step), alive, workdir, say, first)
+    return 0
+
+
+def start_jax(options: argparse.Namespace) -> None:
+    """Compilation cache, and the other processes: named by hand, or found on a TPU pod or under SLURM."""
+    import jax
+
+    cache = os.environ.get("AGRICLIP_CACHE") or Path.home() / ".cache" / "agriclip_jax"
+    jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if options.coordinator:
+        jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        jax.distributed.initialize()
+    elif importlib.util.find_spec("libtpu") and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            print(f"one process: no TPU pod found ({' '.join(str(error).split())[:80]})", file=sys.stderr)
+
+
+def is_finished(workdir: Path, config: "ConfigDict", alive: "Alive", *, extend: bool, say: Any) -> bool:
+    """Whether `workdir` holds this very run, finished; false when it is new or may continue.
+
+    Raises:
+      UserError: when it is another run: the keys that differ are named.
+    """
+    from agriclip_jax.config import differences
+
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file; give another --workdir")
+    if not (workdir / "data.json").is_file():
+        if workdir.is_dir() and any(p.name != "config.json" for p in workdir.iterdir()):
+            raise UserError(f"{workdir} is not empty and is no run; give another --workdir")
+        return False
+    old, data = (json.loads((workdir / name).read_text(encoding="utf-8")) for name in ("config.json", "data.json"))
+    before, now = old["total_steps"], config.total_steps
+    differing = differences(old | {"total_steps": now}, config.to_dict())
+    if data["fingerprint"] != alive.fingerprint:
+        differing.append("the content of data.path")
+    if differing:
+        raise UserError(
+            f"{workdir} holds another run: {'; '.join(differing)}; set them back, or give another --workdir"
+        )
+    if now < before:
+        raise UserError(
+            f"{workdir} is a run of {before} steps; config.total_steps={now} is fewer: give another --workdir"
+        )
+    if now > before and not extend:
+        raise UserError(
+            f"{workdir} is a run of {before} steps; to go on to {now}, add --extend (every schedule is then that of "
+            f"{now} steps: the learning rate rises again)"
+        )
+    if now > before:
+        say(f"extending from {before} to {now} steps: the schedules are now those of {now} steps")
+    elif (workdir / "zeroshot.json").is_file() and (workdir / "report.html").is_file():
+        say(f"{workdir} is finished ({before} steps); its report: {workdir / 'report.html'}")
+        say(f"to train longer: the same command with --config.total_steps={2 * before} --extend")
+        return True
+    return False
+
+
+def prepare_workdir(workdir: Path, config: "ConfigDict", alive: "Alive", tokenizer: "Tokenizer") -> None:
+    """Writes what says which run this is: tokenizer, config, environment, classes, data; each whole or not at all."""
+    import jax
+
+    from agriclip_jax.inference import code_version
+
+    environment = {
+        "code": code_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": sorted({d.device_kind for d in jax.devices()}),
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    classes = [
+        {"dataset": slug, "domain": record.domain, "class_key": key, "class_name": name}
+        for slug, record in alive.datasets.items()
+        for key, name in record.classes.items()
+    ]
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name in ("zeroshot.json", "report.html"):
+            (workdir / name).unlink(missing_ok=True)
+        if not (workdir / "tokenizer.json").is_file():
+            tokenizer.save(workdir / "tokenizer.json")
+        for name, content in (
+            ("config.json", config.to_dict()),
+            ("environment.json", environment),
+            ("classes.json", classes),
+            ("data.json", {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}),
+        ):
+            partial = workdir / f"{name}.partial"
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            partial.replace(workdir / name)
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir} ({error.strerror}); give another --workdir") from None
+
+
+def run_tokenizer(workdir: Path, config: "ConfigDict", alive: "Alive", say: Any) -> "Tokenizer":
+    """The tokenizer stored beside the run's checkpoints; at first the file it names, or a BPE of its captions."""
+    from agriclip_jax.data import pipeline, tokenizers
+
+    file = workdir / "tokenizer.json"
+    if file.is_file() or config.text.tokenizer:
+        tokenizer = tokenizers.Tokenizer.load(file if file.is_file() else config.text.tokenizer)
+    else:
+        tokenizer = tokenizers.train(pipeline.captions(alive, "train"), config.text.vocab_size)
+    cut, total = pipeline.truncation(alive, "train", tokenizer, config.text.context_length)
+    if cut:
+        say(
+            f"captions: {cut} of {total} are longer than config.text.context_length="
+            f"{config.text.context_length} and are cut"
+        )
+    return tokenizer
+
+
+def describe(params: Any, devices: Any) -> str:
+    """ "12.3 M parameters on 8 x TPU v5e (data=8)"."""
+    import jax
+    import numpy as np
+
+    count = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
+    kinds = sorted({d.device_kind for d in devices.devices.flat})
+    axes = ", ".join(f"{axis}={size}" for axis, size in devices.shape.items() if size > 1) or "one device"
+    return f"{count / 1e6:.1f} M parameters on {devices.size} x {'/'.join(kinds)} ({axes})"
+
+
+def write_overview(workdir: Path, params: Any) -> None:
+    """`parameters.txt`: name, shape, size and statistics of each parameter."""
+    from clu import parameter_overview
+
+    text = parameter_overview.get_parameter_overview(params, include_stats="sharding")
+    (workdir / "parameters.txt").write_text(text + "\n", encoding="utf-8")
+
+
+def score(model: "Model", alive: "Alive", split: str) -> tuple[float, dict[str, Any]]:
+    """Mean zero-shot top-1 over the tasks of a split, and each task's."""
+    from agriclip_jax.evaluate import tasks, zeroshot
+
+    results = zeroshot.evaluate(model, tasks.from_alive(alive, split))
+    top1 = {r.task.name: r.metrics.top1 for r in results if r.metrics}
+    return sum(top1.values()) / max(len(top1), 1), top1
+
+
+def finish(model: "Model", alive: "Alive", workdir: Path, say: Any, first: bool) -> None:
+    """The zero-shot table of the test split, printed and written, and the report."""
+    from agriclip_jax import report
+    from agriclip_jax.evaluate import tasks, zeroshot
+
+    results = zeroshot.evaluate(model, tasks.from_alive(alive, "test" if "test" in alive.splits else "train"))
+    if first:
+        zeroshot.write(results, workdir / "zeroshot.json", model)
+        zeroshot.show(results)
+        page = report.write_report(workdir, model, results)
+        say(f"report: {page}")
+
+
+def main() -> int:
+    """Entry point."""
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

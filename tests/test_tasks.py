@@ -1,0 +1,207 @@
+"""Tasks from what a user typed: folders, archives, ALive folders, the embedded corpus."""
+
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+from colour_model import ColourModel, folder, photos
+
+from agriclip_jax.data import captions, corpus, sources
+from agriclip_jax.data.records import Alive, write
+from agriclip_jax.data.splits import split_of
+from agriclip_jax.errors import UserError
+from agriclip_jax.evaluate import zeroshot
+from agriclip_jax.evaluate.tasks import from_alive, load_tasks
+
+
+@pytest.fixture
+def fruit(tmp_path):
+    return folder(tmp_path / "fruit", {"red_apple": photos("red", 12), "GreenApple": photos("green", 9)})
+
+
+@pytest.fixture
+def alive(tmp_path, fruit):
+    folder(tmp_path / "sky", {"blue": photos("blue", 9)})
+    survey = sources.survey(sources.find([str(fruit), str(tmp_path / "sky")]))
+    write(tmp_path / "alive", survey.splits(), name="alive", description="test", datasets=survey.datasets)
+    return Alive.open(tmp_path / "alive")
+
+
+def labels(task):
+    return [photo.label for photo in task.photos()]
+
+
+def test_a_folder_is_a_task_of_all_its_photos_in_imagefolders_class_order(fruit):
+    (task,) = load_tasks(str(fruit))
+    assert (task.name, task.group, task.domain, task.split) == ("fruit", "downstream", "other", "all")
+    assert task.class_keys == ("GreenApple", "red_apple")
+    assert task.class_names == ("Green Apple", "red apple")
+    assert task.count == 21 and labels(task) == [0] * 9 + [1] * 12
+    assert labels(task) == labels(task)  # it can be streamed again
+    assert next(task.photos()).image == (fruit / "GreenApple" / "000.jpg").read_bytes()
+
+
+def test_prompts_are_grammatical_and_come_from_the_domain_unless_the_user_gives_templates(fruit):
+    (task,) = load_tasks(str(fruit))
+    assert task.templates == captions.templates("other")
+    assert task.prompts()[1][0] == "a photo of a red apple."
+    (asked,) = load_tasks(str(fruit), templates=["a drawing of {}", "one {}"])
+    assert asked.prompts()[0] == ["a drawing of a Green Apple", "one a Green Apple"]
+
+
+def test_a_bare_condition_gets_the_words_of_its_dataset(tmp_path):
+    path = folder(tmp_path / "banana_leaf", {"healthy": photos("green", 1), "rust": photos("red", 1)})
+    (task,) = load_tasks(str(path), templates=["{}"])
+    assert task.class_names == ("healthy", "rust")
+    assert task.prompts() == [["a healthy banana leaf"], ["a banana leaf with rust"]]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+def test_an_archive_is_the_same_task_as_its_folder(tmp_path, fruit, kind):
+    archive = shutil.make_archive(str(tmp_path / "fruit_archive"), kind, fruit)
+    (packed,), (plain,) = load_tasks(archive), load_tasks(str(fruit))
+    assert packed.name == "fruit_archive"
+    assert sorted((p.label, p.image) for p in packed.photos()) == sorted((p.label, p.image) for p in plain.photos())
+    assert packed.class_names == plain.class_names
+
+
+def test_metadata_gives_names_domain_and_templates(tmp_path, fruit):
+    record = {
+        "name": "fruit",
+        "domain": "fruit",
+        "classes": {"red_apple": "ripe apple", "GreenApple": "unripe apple"},
+        "templates": ["a stall with {}"],
+    }
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps([{"name": "other"}, record]), encoding="utf-8")
+    (task,) = load_tasks(str(fruit), meta=listed)
+    assert (task.domain, task.class_names) == ("fruit", ("unripe apple", "ripe apple"))
+    assert task.prompts()[0] == ["a stall with an unripe apple"]
+    (fruit / "dataset.json").write_text(json.dumps(record), encoding="utf-8")
+    (inside,) = load_tasks(str(fruit))
+    assert inside.class_names == task.class_names and inside.count == 21
+
+
+def test_a_split_is_the_hash_rule(fruit):
+    (task,) = load_tasks(str(fruit), split="test")
+    found = {photo.source for photo in task.photos()}
+    files = [path.relative_to(fruit.parent).as_posix() for path in fruit.glob("*/*.jpg")]
+    assert found == {file for file in files if split_of(*file.split("/")) == "test"}
+    assert task.split == "test" and task.count == len(found) and 0 < task.count < 21
+    parts = [load_tasks(str(fruit), split=split)[0].count for split in ("train", "val", "test")]
+    assert sum(parts) == 21
+
+
+def test_of_a_dataset_the_model_was_trained_on_only_the_test_split_is_asked(fruit):
+    said = []
+    (task,) = load_tasks(str(fruit), seen={"fruit"}, say=said.append)
+    assert (task.group, task.split) == ("in-domain", "test")
+    assert any("only its test split" in line for line in said)
+    (everything,) = load_tasks(str(fruit), seen={"fruit"}, split="all")
+    assert (everything.group, everything.count) == ("in-domain", 21)
+
+
+def test_an_alive_folder_is_one_task_for_each_dataset(alive):
+    fruit, sky = load_tasks(str(alive.path))
+    assert [fruit.name, sky.name, fruit.split] == ["fruit", "sky", "test"]
+    assert fruit.class_keys == ("GreenApple", "red_apple") and set(labels(fruit)) <= {0, 1}
+    assert set(labels(sky)) == {0}, "labels count from the dataset's own first class"
+    assert fruit.count + sky.count == alive.splits["test"]
+    (asked, _), (folder_, _) = (
+        load_tasks(str(alive.path)),
+        (*load_tasks(str(alive.path.parent / "fruit"), split="test"), 0),
+    )
+    assert [p.image for p in asked.photos()] == [p.image for p in folder_.photos()]
+    everything = load_tasks(str(alive.path), split="all")
+    assert sum(task.count for task in everything) == sum(alive.splits.values()) == 30
+
+
+def test_a_runs_own_alive_folder_is_in_domain_and_any_other_downstream(alive):
+    assert {task.group for task in from_alive(alive, "test")} == {"in-domain"}
+    assert [task.group for task in load_tasks(str(alive.path), seen={"sky"})] == ["downstream", "in-domain"]
+
+
+def test_paths_are_parted_by_commas_and_a_folder_of_archives_is_many(tmp_path, fruit):
+    for name in ("a", "b"):
+        shutil.make_archive(str(tmp_path / "packed" / name), "zip", fruit)
+    assert [task.name for task in load_tasks(f"{fruit}, {tmp_path / 'packed'}")] == ["fruit", "a", "b"]
+
+
+def test_the_embedded_corpus_holds_unseen_combinations_apart(tmp_path, monkeypatch):
+    small = corpus.ensure(tmp_path, size=16, count={"train": 1, "test": 1})
+    monkeypatch.setattr(corpus, "ensure", lambda: small)
+    tasks = load_tasks("embedded")
+    assert len(tasks) >= 6 and all(task.count == len(task.class_keys) for task in tasks)
+    groups = {task.name: task.group for task in tasks}
+    assert groups.pop(corpus.UNSEEN) == "embedded, unseen combinations"
+    assert set(groups.values()) == {"embedded"}
+
+
+def test_a_broken_photo_is_named_in_its_split_only(tmp_path):
+    path = folder(tmp_path / "x", {"red": [*photos("red", 5), b"broken"], "green": photos("green", 5)})
+    (everything,) = load_tasks(str(path))
+    assert [source for source, _ in everything.unreadable] == ["x/red/005.jpg"] and everything.count == 10
+    own = split_of("x", "red", "005.jpg")
+    named = {split: load_tasks(str(path), split=split)[0].unreadable for split in ("train", "val", "test")}
+    assert [split for split, found in named.items() if found] == [own]
+
+
+def test_notes_tell_what_was_guessed(fruit):
+    said = []
+    load_tasks(str(fruit), say=said.append)
+    assert any("no metadata" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("{}/fruut", {}, "--tasks=.*fruut: no such file or folder; did you mean 'fruit'?"),
+        ("{}/fruit/red_apple/000.jpg", {}, "--tasks=.* is neither a folder nor an archive"),
+        ("{}/empty", {}, "no photo to keep"),
+        (" , ", {}, "names nothing"),
+        ("{}/fruit", {"split": "tset"}, "--split=tset: unknown split; did you mean 'test'"),
+        ("{}/fruit", {"templates": ["a photo"]}, "--template='a photo' needs one {}"),
+        ("{}/fruit", {"meta": "missing.json"}, "cannot read the metadata missing.json"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, fruit, spec, options, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message) as error:
+        load_tasks(spec.format(tmp_path), **options)
+    assert "\n" not in str(error.value) and "--source" not in str(error.value)
+
+
+def test_a_split_that_an_alive_folder_lacks_is_named(alive):
+    with pytest.raises(UserError, match="unknown split"):
+        load_tasks(str(alive.path), split="holdout")
+    with pytest.raises(UserError, match="has no split"):
+        from_alive(alive, "holdout")
+
+
+def test_an_archive_that_climbs_out_is_refused(tmp_path, fruit):
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        archive.add(fruit / "red_apple" / "000.jpg", "../red/000.jpg")
+    with pytest.raises(UserError, match="climbs out"):
+        load_tasks(str(tmp_path / "bad.tar"))
+
+
+@pytest.mark.skipif("AGRICLIP_PHOTOS" not in os.environ, reason="real photos: set AGRICLIP_PHOTOS to their folder")
+def test_real_archives_with_their_list_of_metadata():
+    photos_ = Path(os.environ["AGRICLIP_PHOTOS"])
+    listed = {record["name"]: record for record in json.loads((photos_ / "datasets.json").read_text(encoding="utf-8"))}
+    spec = f"{photos_ / 'downstream' / 'chicken_feces.zip'},{photos_ / 'train' / 'weizmann_horse.zip'}"
+    hens, horses = load_tasks(spec, meta=photos_ / "datasets.json", seen={"weizmann_horse"})
+    record = listed["chicken_feces"]
+    assert hens.count == sum(record["counts"].values()) and hens.domain == record["domain"]
+    assert dict(zip(hens.class_keys, hens.class_names, strict=True)) == record["classes"]
+    assert horses.group == "in-domain" and horses.split == "test" and len(horses.class_keys) == 1
+
+
+def test_a_task_from_each_kind_of_source_can_be_scored(tmp_path, fruit, alive):
+    archive = shutil.make_archive(str(tmp_path / "apples"), "zip", fruit)
+    results = zeroshot.evaluate(ColourModel(), load_tasks(f"{fruit},{archive},{alive.path}"))
+    tops = {(r.task.name, r.task.split): r.metrics.top1 if r.metrics else None for r in results}
+    assert tops == {("fruit", "all"): 1, ("apples", "all"): 1, ("fruit", "test"): 1, ("sky", "test"): None}
