@@ -64,9 +64,9 @@ def _laptop() -> ConfigDict:
             "pool": "end",
             "causal": True,
             "unroll": 2,
-            "context_length": 32,
+            "context_length": 40,
             "tokenizer": "",  # a CLIP tokenizer.json or merges file; "": a BPE trained on the captions
-            "vocab_size": 1024,
+            "vocab_size": 2048,
         }
     )
     config.embed_dim = 128

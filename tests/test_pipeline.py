@@ -12,7 +12,7 @@ from PIL import Image
 from agriclip_jax.data import pipeline, tokenizers
 from agriclip_jax.data.captions import class_identity, normalise_caption
 from agriclip_jax.data.records import Alive, DatasetRecord, Example, write
-from agriclip_jax.data.views import ViewSpec, crops, decode, load_view
+from agriclip_jax.data.views import ViewSpec, crops, decode
 from agriclip_jax.errors import UserError
 
 COUNT, LENGTH = 20, 16
@@ -248,30 +248,7 @@ def test_what_cannot_be_is_one_line(batches, wrong, words):
         batches(**wrong)
 
 
-# Evaluation and captions
-
-
-def test_evaluation_sees_every_photo_once_in_order_and_the_last_batch_is_short(alive):
-    source = alive.source("train")
-    got = list(pipeline.eval_batches(source, size=16, batch_size=8, threads=2, on_unreadable=pytest.fail))
-    assert [len(batch["image"]) for batch in got] == [8, 8, 4]
-    joined = {field: np.concatenate([batch[field] for batch in got]) for field in got[0]}
-    assert {field: values.dtype for field, values in joined.items()} == {
-        "image": np.uint8,
-        "label": np.int32,
-        "index": np.int64,
-    }
-    assert joined["index"].tolist() == list(range(COUNT))
-    assert joined["label"].tolist() == [row["label"] for row in source]
-    np.testing.assert_array_equal(joined["image"], [load_view(photo(i), 16) for i in range(COUNT)])
-
-
-def test_one_bad_photo_is_one_row_less_and_is_reported():
-    rows = [{"image": b"bad" if i in (2, 5) else photo(i), "label": i} for i in range(7)]
-    bad = {}
-    got = list(pipeline.eval_batches(rows, size=16, batch_size=2, threads=2, on_unreadable=bad.__setitem__))
-    assert [batch["index"].tolist() for batch in got] == [[0, 1], [3, 4], [6]]
-    assert list(bad) == [2, 5] and "not an image" in bad[2]
+# Captions
 
 
 def test_captions_are_distinct_and_the_cut_ones_counted(alive, tokenizer):

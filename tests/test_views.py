@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import torch_and_vision
 from PIL import Image
 
 from agriclip_jax.data.views import ViewSpec, crops, decode, eval_view, load_view
@@ -174,19 +173,6 @@ def test_the_short_side_is_resized_and_the_centre_cut(width, height, size, resiz
 
 def test_a_strip_of_a_few_pixels_asks_for_no_mountain_of_memory():
     assert eval_view(Image.new("RGB", (60_000, 1), "red"), 224).shape == (224, 224, 3)
-
-
-@pytest.mark.parity
-@settings(max_examples=100, deadline=None)
-@given(short=st.integers(3, 200), stretch=st.floats(1, 20), tall=st.booleans(), size=st.sampled_from([16, 31, 64, 224]))
-def test_the_view_of_evaluation_is_torchvisions(short, stretch, tall, size):
-    torch_and_vision()
-    transforms = pytest.importorskip("torchvision.transforms")
-    long = int(short * stretch)
-    image = noise(long, short) if tall else noise(short, long)
-    resize = transforms.Resize(size, transforms.InterpolationMode.BICUBIC)
-    expected = transforms.Compose([resize, transforms.CenterCrop(size)])(image)
-    np.testing.assert_array_equal(eval_view(image, size), np.asarray(expected))
 
 
 # The views of training

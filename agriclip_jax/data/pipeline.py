@@ -2,15 +2,15 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from agriclip_jax.data.captions import class_identity, normalise_caption
-from agriclip_jax.data.records import Alive, parallel_map
+from agriclip_jax.data.records import Alive
 from agriclip_jax.data.tokenizers import Tokenizer
-from agriclip_jax.data.views import ViewSpec, crops, decode, load_view
+from agriclip_jax.data.views import ViewSpec, crops, decode
 from agriclip_jax.errors import UserError, near_misses
 
 _IMAGE = "image/"
@@ -149,52 +149,6 @@ def _class_id(class_name: str, dataset: str) -> np.ndarray:
 
 def _hash(text: str) -> np.ndarray:
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), "<u4")
-
-
-def eval_batches(
-    source: Sequence[Mapping[str, Any]],
-    *,
-    size: int,
-    batch_size: int,
-    threads: int,
-    on_unreadable: Callable[[int, str], None],
-) -> Iterator[dict[str, np.ndarray]]:
-    """The evaluation views of all readable examples, in order, decoded in threads ahead of their use.
-
-    Args:
-      source: `source[i]` has "image" (encoded bytes) and "label".
-      size: side of the view in pixels.
-      batch_size: rows of every batch but the last, which is as short as it comes.
-      threads: that decode.
-      on_unreadable: called with the index of an image that cannot be read, which no batch has, and the reason.
-
-    Yields:
-      "image" uint8 [b, size, size, 3]; "label" int32 [b]; "index" int64 [b], positions in `source`.
-    """
-
-    def read(index: int) -> tuple[int, int, np.ndarray | str]:
-        example = source[index]
-        try:
-            return index, example["label"], load_view(example["image"], size)
-        except UserError as error:
-            return index, example["label"], str(error)
-
-    rows = []
-    for index, label, view in parallel_map(read, range(len(source)), threads=threads):
-        if isinstance(view, str):
-            on_unreadable(index, view)
-            continue
-        rows.append((view, label, index))
-        if len(rows) == batch_size:
-            yield _stacked(rows)
-            rows = []
-    if rows:
-        yield _stacked(rows)
-
-
-def _stacked(rows: list[tuple[np.ndarray, int, int]]) -> dict[str, np.ndarray]:
-    views, labels, indices = zip(*rows, strict=True)
-    return {"image": np.stack(views), "label": np.array(labels, np.int32), "index": np.array(indices, np.int64)}
 
 
 def captions(alive: Alive, split: str) -> list[str]:

@@ -68,6 +68,8 @@ def image_tower(config: vit.ViTConfig) -> Network:
     """The image tower; raises `UserError` for an unknown pool or a size that the patch does not divide."""
     if config.pool not in vit.POOLS:
         raise UserError(f"unknown image pool {config.pool!r}{near_misses(config.pool, vit.POOLS)}")
+    if config.blocks.width % 4:
+        raise UserError(f"an image tower's width must be a multiple of 4, not {config.blocks.width}")
     if config.image_size % config.patch:
         raise UserError(f"image_size {config.image_size} is not a multiple of the patch {config.patch}")
     return Network(lambda rngs: vit.ViT(config, rngs))

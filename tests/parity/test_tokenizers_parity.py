@@ -1,12 +1,12 @@
 """Our CLIP tokenizer gives the ids of open_clip's `SimpleTokenizer`, which is OpenAI's."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from oracles import torch_and_vision
 
 from agriclip_jax.data import tokenizers
 
@@ -33,8 +33,7 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def both():
-    torch_and_vision()
+def both(torch):
     theirs = pytest.importorskip("open_clip.tokenizer")
     ours = tokenizers.Tokenizer.load(Path(theirs.__file__).with_name("bpe_simple_vocab_16e6.txt.gz"))
     return ours, theirs.SimpleTokenizer()
@@ -56,5 +55,7 @@ def test_ids_are_equal_on_the_texts_that_usually_differ(both, text):
 @given(text=st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=60))
 def test_ids_are_equal_on_any_text_of_characters_that_both_unicode_tables_know(both, text):
     ours, theirs = both
-    assume("_of_text>" not in tokenizers.clean(text))  # to us a control token's name inside a caption is text
+    cleaned = tokenizers.clean(text)
+    assume("_of_text>" not in cleaned)  # to us a control token's name inside a caption is text
+    assume(all(unicodedata.category(each) != "Cn" for each in cleaned))  # ftfy can make an unassigned character
     np.testing.assert_array_equal(ours.encode([text], LENGTH), theirs([text], LENGTH).numpy())

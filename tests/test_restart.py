@@ -1,0 +1,165 @@
+"""Real processes: stopped by SIGTERM, Ctrl-C and kill -9, on one, two and eight devices and on two processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from agriclip_jax import inference
+
+ROOT = Path(__file__).parent.parent
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+pytestmark = pytest.mark.slow
+
+
+def command(workdir, data, *more):
+    keys = tiny.SMALL | {"total_steps": "24", "data.path": str(data), "log_every": "1", "checkpoint.every": "4"}
+    keys |= {"checkpoint.keep": "99"}
+    values = [f"--config.{key}={value}" for key, value in keys.items()]
+    return [
+        sys.executable,
+        "-m",
+        "agriclip_jax.main",
+        f"--config={tiny.RECIPE}",
+        f"--workdir={workdir}",
+        *values,
+        *more,
+    ]
+
+
+def start(workdir, data, *more, devices=1):
+    environment = os.environ | {"XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}"}
+    log = Path(workdir).with_suffix(f".{len(more)}.log").open("a+", encoding="utf-8")
+    process = subprocess.Popen(
+        command(workdir, data, *more), cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+    )
+    process.log = log
+    return process
+
+
+def end(process, status=0):
+    code = process.wait(timeout=400)
+    process.log.seek(0)
+    text = process.log.read()
+    assert code == status, text[-3000:]
+    return text
+
+
+def rows(workdir):
+    try:
+        lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def wait_for_step(process, workdir, step):
+    while not (done := rows(workdir)) or done[-1]["step"] < step:
+        assert process.poll() is None, end(process)
+        time.sleep(0.02)
+
+
+def losses(workdir):
+    got = rows(workdir)
+    assert [row["step"] for row in got] == list(range(1, 25))
+    return np.array([row["loss"] for row in got])
+
+
+def params(workdir):
+    return jax.tree.leaves(jax.device_get(inference.load(workdir).params))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, corpus):
+    """A run on one device that was never stopped."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    end(start(workdir, corpus))
+    return workdir
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_run_stopped_anywhere_continues_to_the_bits_of_one_that_was_not(whole, corpus, tmp_path, number):
+    workdir = tmp_path / "stopped"
+    process = start(workdir, corpus)
+    wait_for_step(process, workdir, 9)
+    process.send_signal(number)
+    if number == signal.SIGKILL:
+        process.wait(timeout=60)
+    else:
+        text = end(process)
+        step = rows(workdir)[-1]["step"]
+        assert f"stopped; step {step} is saved" in text and "To continue:\n  python -m agriclip_jax.main" in text
+    assert rows(workdir)[-1]["step"] < 24, "the run ended before it could be stopped"
+    assert "continuing" in end(start(workdir, corpus))
+    np.testing.assert_array_equal(losses(workdir), losses(whole))
+    for a, b in zip(params(workdir), params(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def continued(source, tmp_path, step):
+    """A copy of a finished run as it was when `step` had just been saved."""
+    import shutil
+
+    workdir = shutil.copytree(source, tmp_path / "moved")
+    for name in ("zeroshot.json", "report.html"):
+        (workdir / name).unlink()
+    for folder in (workdir / "checkpoints").iterdir():
+        if folder.name.isdigit() and int(folder.name) > step:
+            shutil.rmtree(folder)
+    return workdir
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def two_processes(workdir, data):
+    port = free_port()
+    pair = [
+        start(workdir, data, f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}", devices=2)
+        for i in range(2)
+    ]
+    return pair
+
+
+def test_eight_devices_continue_a_run_of_one_and_agree(whole, corpus, tmp_path):
+    workdir = continued(whole, tmp_path, 8)
+    end(start(workdir, corpus, "--config.mesh=data=2,fsdp=2,tensor=2", devices=8))
+    np.testing.assert_allclose(losses(workdir)[:12], losses(whole)[:12], rtol=1e-5)
+
+
+def test_two_processes_agree_with_one_and_one_continues_what_two_began(whole, corpus, tmp_path):
+    workdir = tmp_path / "pair"
+    for process in two_processes(workdir, corpus):
+        end(process)
+    np.testing.assert_allclose(losses(workdir)[:12], losses(whole)[:12], rtol=1e-5)
+    alone = continued(workdir, tmp_path, 8)
+    assert "continuing" in end(start(alone, corpus))
+    np.testing.assert_allclose(losses(alone)[:12], losses(workdir)[:12], rtol=1e-5)
+    back = continued(whole, tmp_path / "back", 8)
+    for process in two_processes(back, corpus):
+        end(process)
+    np.testing.assert_allclose(losses(back)[:12], losses(whole)[:12], rtol=1e-5)
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_saved_step(corpus, tmp_path):
+    workdir = tmp_path / "preempted"
+    pair = two_processes(workdir, corpus)
+    wait_for_step(pair[0], workdir, 5)
+    pair[1].send_signal(signal.SIGTERM)
+    texts = [end(process) for process in pair]
+    step = rows(workdir)[-1]["step"]
+    assert step < 24 and f"step {step} is saved" in texts[0]
+    assert (workdir / "checkpoints" / str(step)).is_dir()
