@@ -165,7 +165,7 @@ def start_jax(options: argparse.Namespace) -> None:
     elif importlib.util.find_spec("libtpu") and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
         try:
             jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             print(f"one process: no TPU pod found ({' '.join(str(error).split())[:80]})", file=sys.stderr)
 
 

@@ -24,40 +24,40 @@ def _laptop() -> ConfigDict:
     config = ConfigDict()
     config.recipe = "alive"  # names the default workdir, runs/<recipe>
     config.seed = 0
-    config.total_steps = 500
-    config.batch_size = 64
-    config.image_size = 64
+    config.total_steps = 1000
+    config.batch_size = 32
+    config.image_size = 48
     config.mesh = "auto"  # all devices on `data`; or such as "data=2,fsdp=4,tensor=1"
     config.eval_every = 0  # validation every so many steps; 0: at the end only
-    config.log_every = 5
-    config.checkpoint = ConfigDict({"every": 100, "keep": 2})
+    config.log_every = 10
+    config.checkpoint = ConfigDict({"every": 250, "keep": 2})
     config.data = ConfigDict({"path": "", "threads": 0})  # "": the embedded corpus; 0 threads: one for each core
 
     # Each a number, or a schedule such as ("cosine", 1.0, 0.0) or ("linear", 0.0, 1.0, 0.1).
-    config.objectives = ConfigDict({"contrastive": 1.0, "distill": 1.0}, type_safe=False)
+    config.objectives = ConfigDict({"contrastive": 1.0, "distill": 0.2}, type_safe=False)
 
     config.image = ConfigDict(
         {
             "size": "Ti",
-            "width": 0,  # width, depth, heads: 0 keeps the size's own
-            "depth": 6,
-            "heads": 0,
+            "width": 128,  # width, depth, heads: 0 keeps the size's own
+            "depth": 3,
+            "heads": 2,
             "patch": 8,
             "pool": "mean",
             "registers": 0,
             "activation": "gelu_tanh",
             "layer_scale": 0.0,
             "drop_path": 0.0,
-            "token_keep": 1.0,
-            "unroll": 6,
+            "token_keep": 0.5,
+            "unroll": 3,
         }
     )
     config.text = ConfigDict(
         {
             "size": "Ti",
-            "width": 128,
+            "width": 64,
             "depth": 2,
-            "heads": 2,
+            "heads": 1,
             "activation": "gelu_tanh",
             "layer_scale": 0.0,
             "drop_path": 0.0,
@@ -79,19 +79,19 @@ def _laptop() -> ConfigDict:
             "global": {
                 "count": 2,
                 "size": 0,  # 0: image_size
-                "scale": (0.4, 1.0),
+                "scale": (0.6, 1.0),
                 "ratio": (0.75, 4 / 3),
                 "flip": 0.5,
                 "jitter": (0.3, 0.3, 0.2, 0.05),
-                "jitter_prob": 0.8,
-                "grayscale": 0.1,
-                "blur": (0.3, 0.1),
+                "jitter_prob": 0.3,
+                "grayscale": 0.0,
+                "blur": (0.0, 0.1),
                 "sigma": (0.1, 1.0),
-                "solarise": (0.0, 0.1),
+                "solarise": (0.0,),
             },
             "local": {
                 "count": 2,
-                "size": 32,
+                "size": 24,
                 "scale": (0.1, 0.4),
                 "ratio": (0.75, 4 / 3),
                 "flip": 0.5,
@@ -111,7 +111,7 @@ def _laptop() -> ConfigDict:
             "prototypes": 1024,
             "student_temperature": 0.1,
             "teacher_temperature_start": 0.04,
-            "teacher_temperature": 0.07,
+            "teacher_temperature": 0.04,
             "warmup": 0.3,  # of the run
             "centre_momentum": 0.9,
             "momentum": ("cosine", 0.98, 1.0),
@@ -119,13 +119,13 @@ def _laptop() -> ConfigDict:
     )
     config.optimizer = ConfigDict(
         {
-            "learning_rate": 1e-3,
-            "warmup": 0.1,  # of the run
+            "learning_rate": 3e-3,
+            "warmup": 0.15,  # of the run
             "end": 0.0,  # of the peak
             "b1": 0.9,
             "b2": 0.98,
             "eps": 1e-6,
-            "weight_decay": 0.1,
+            "weight_decay": 0.05,
             "clip_norm": 1.0,
             "freeze": (),  # patterns on parameter paths
             # (pattern, multiplier or schedule, may match nothing): the prototypes rest at first, as in DINO.
@@ -142,14 +142,17 @@ def _accelerator(config: ConfigDict, *, size: str, batch_size: int, total_steps:
     config.recipe = f"alive_{size.lower()}16"
     config.batch_size, config.total_steps, config.image_size = batch_size, total_steps, 224
     config.eval_every, config.log_every, config.checkpoint.every = total_steps // 20, 50, total_steps // 50
+    config.objectives.distill = 1.0
     config.dtype, config.remat = "bfloat16", "dots_with_no_batch_dims_saveable"
     config.embed_dim = 512
     for tower in (config.image, config.text):
         tower.update(size=size, width=0, depth=0, heads=0, unroll=1, drop_path=0.1)
-    config.image.update(patch=16, pool="cls")
+    config.image.update(patch=16, pool="cls", token_keep=1.0)
     config.text.update(size="S", drop_path=0.0, context_length=77, vocab_size=16_384)
-    jitter = {"jitter": (0.4, 0.4, 0.2, 0.1), "sigma": (0.1, 2.0), "grayscale": 0.2}
-    config.views["global"].update(blur=(1.0, 0.1), solarise=(0.0, 0.2), **jitter)
+    jitter = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "sigma": (0.1, 2.0), "grayscale": 0.2}
+    config.views["global"].update(scale=(0.4, 1.0), blur=(1.0, 0.1), solarise=(0.0, 0.2), **jitter)
     config.views["local"].update(count=8, size=96, scale=(0.05, 0.4), blur=(0.5,), **jitter)
-    config.distill.update(hidden=2048, bottleneck=256, prototypes=prototypes, momentum=("cosine", 0.996, 1.0))
+    config.distill.update(
+        hidden=2048, bottleneck=256, prototypes=prototypes, teacher_temperature=0.07, momentum=("cosine", 0.996, 1.0)
+    )
     config.optimizer.update(learning_rate=1e-3, warmup=0.04, weight_decay=("cosine", 0.04, 0.4))

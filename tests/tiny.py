@@ -23,6 +23,7 @@ SMALL = {
     "text.context_length": "12",
     "text.vocab_size": "600",
     "embed_dim": "16",
+    "objectives.distill": "1.0",
     "views.local.size": "8",
     "distill.hidden": "32",
     "distill.bottleneck": "16",
