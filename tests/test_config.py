@@ -112,7 +112,7 @@ def test_only_keys_that_change_the_mathematics_differ():
     old = configs.load("configs/alive.py").to_dict()
     where = {"mesh": "data=8", "log_every": "9", "checkpoint.every": "3", "data.threads": "4", "eval_every": "5"}
     assert configs.differences(old, configs.load("configs/alive.py", where).to_dict()) == []
-    what = {"seed": "1", "batch_size": "32", "objectives.distill": "0.5", "optimizer.learning_rate": "0.1"}
+    what = {"seed": "1", "batch_size": "8", "objectives.distill": "0.5", "optimizer.learning_rate": "0.1"}
     named = configs.differences(old, configs.load("configs/alive.py", what).to_dict())
     assert [line.split(" was ")[0] for line in named] == sorted(
         ["seed", "batch_size", "objectives.distill", "optimizer.learning_rate"]
