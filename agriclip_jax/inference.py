@@ -63,6 +63,16 @@ class Model:
         """Where the pooled feature looks: float32 [n, heads, rows, columns] of uint8 [n, size, size, 3]."""
         return self._in_batches(self._attention, self.params["image"], images, self._batch)
 
+    def alone(self) -> "Model":
+        """The same model on one device of this process, so that a process may use it without the others.
+
+        Every process must ask at the same point: the parameters are gathered.
+        """
+        whole = jax.jit(lambda p: p, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(self.params)
+        mesh = Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1, 1), meshes.AXES)
+        params = jax.tree.map(lambda x: jax.device_put(np.asarray(x), NamedSharding(mesh, PartitionSpec())), whole)
+        return dataclasses.replace(self, params=params, mesh=mesh)
+
     @property
     def image_size(self) -> int:
         """Side of the images it takes, pixels."""

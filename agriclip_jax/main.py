@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
 
     workdir = Path(options.workdir or f"runs/{config.recipe}")
     first = jax.process_index() == 0
-    say = print if first else lambda *_: None
+    say = print if first else lambda *_, **__: None
     devices = mesh.make(config.mesh)
     sharding = mesh.batch_sharding(devices, config.batch_size)
     if not config.data.path:
@@ -105,8 +105,10 @@ def run(argv: Sequence[str]) -> int:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    together("everyone has read the workdir")
     if first:
         prepare_workdir(workdir, config, alive, tokenizer)
+    together("the workdir is written")
     checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
     newest = checkpoints.latest()
     if newest is None:
@@ -167,6 +169,15 @@ def start_jax(options: argparse.Namespace) -> None:
             jax.distributed.initialize()
         except (OSError, ValueError, RuntimeError) as error:
             print(f"one process: no TPU pod found ({' '.join(str(error).split())[:80]})", file=sys.stderr)
+
+
+def together(point: str) -> None:
+    """Waits until every process is here, so that none reads what the first one is still writing."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(point)
 
 
 def is_finished(workdir: Path, config: "ConfigDict", alive: "Alive", *, extend: bool, say: Any) -> bool:
@@ -301,11 +312,12 @@ def finish(model: "Model", alive: "Alive", workdir: Path, say: Any, first: bool)
     from agriclip_jax.evaluate import tasks, zeroshot
 
     results = zeroshot.evaluate(model, tasks.from_alive(alive, "test" if "test" in alive.splits else "train"))
+    model = model.alone()
     if first:
         zeroshot.write(results, workdir / "zeroshot.json", model)
         zeroshot.show(results)
-        page = report.write_report(workdir, model, results)
-        say(f"report: {page}")
+        say(f"report: {report.write_report(workdir, model, results)}")
+    together("the report is written")
 
 
 def main() -> int:

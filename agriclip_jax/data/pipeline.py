@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import grain
 import numpy as np
 
 from agriclip_jax.data.captions import class_identity, normalise_caption
@@ -58,7 +59,7 @@ def train_batches(
     """This process's rows of an endless row of batches, every example once an epoch in an order drawn anew.
 
     A row depends on `seed`, on its place in the row of examples and on `views` only: the batches of all processes
-    together are the same for any number of processes and threads. Batches run across the ends of epochs, so a split
+    together, one after another, are the same for any number of processes and threads. Batches run across the ends of epochs, so a split
     may be smaller than a batch: then an image comes several times in one, each time in other views.
 
     Args:
@@ -80,8 +81,6 @@ def train_batches(
       UserError: no such split; a batch that the processes do not divide; a field nothing can make. Later, from the
         iterator: an unreadable image, by its source path.
     """
-    import grain
-
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch_size {batch_size} cannot be divided among {process_count} processes")
     if not 0 <= seed < 2**32:
@@ -90,6 +89,7 @@ def train_batches(
     make_row = _Rows(source, tokenizer, context_length, views, needs)
     # Grain gets the indices and not the source: it would walk every field of every example for its statistics.
     rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(make_row)
+    rows = _ProcessMajor(rows, batch_size, process_count)
     return TrainBatches(
         grain.experimental.ElasticIterator(
             rows,
@@ -98,6 +98,29 @@ def train_batches(
             read_options=grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1 if threads else 0),
         )
     )
+
+
+class _ProcessMajor(grain.MapDataset):
+    """Grain deals the rows of a batch out in turn; in this order each process so gets a block of them.
+
+    The global batch, process after process, then has the same order for any number of processes, and with it
+    whatever is drawn for each row on the devices.
+    """
+
+    def __init__(self, rows: grain.MapDataset, batch_size: int, process_count: int):
+        super().__init__(rows)
+        self._batch_size, self._process_count = batch_size, process_count
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, self._batch_size)
+        place, process = divmod(row, self._process_count)
+        block = self._batch_size // self._process_count
+        return self._parent[batch * self._batch_size + process * block + place]
 
 
 class _Rows:
