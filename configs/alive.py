@@ -24,13 +24,13 @@ def _laptop() -> ConfigDict:
     config = ConfigDict()
     config.recipe = "alive"  # names the default workdir, runs/<recipe>
     config.seed = 0
-    config.total_steps = 1000
+    config.total_steps = 1300
     config.batch_size = 32
     config.image_size = 48
     config.mesh = "auto"  # all devices on `data`; or such as "data=2,fsdp=4,tensor=1"
     config.eval_every = 0  # validation every so many steps; 0: at the end only
     config.log_every = 10
-    config.checkpoint = ConfigDict({"every": 250, "keep": 2})
+    config.checkpoint = ConfigDict({"every": 200, "keep": 2})
     config.data = ConfigDict({"path": "", "threads": 0})  # "": the embedded corpus; 0 threads: one for each core
 
     # Each a number, or a schedule such as ("cosine", 1.0, 0.0) or ("linear", 0.0, 1.0, 0.1).
@@ -79,7 +79,7 @@ def _laptop() -> ConfigDict:
             "global": {
                 "count": 2,
                 "size": 0,  # 0: image_size
-                "scale": (0.6, 1.0),
+                "scale": (0.8, 1.0),
                 "ratio": (0.75, 4 / 3),
                 "flip": 0.5,
                 "jitter": (0.3, 0.3, 0.2, 0.05),

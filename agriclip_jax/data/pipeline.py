@@ -59,8 +59,8 @@ def train_batches(
     """This process's rows of an endless row of batches, every example once an epoch in an order drawn anew.
 
     A row depends on `seed`, on its place in the row of examples and on `views` only: the batches of all processes
-    together, one after another, are the same for any number of processes and threads. Batches run across the ends of epochs, so a split
-    may be smaller than a batch: then an image comes several times in one, each time in other views.
+    together, one after another, are the same for any number of processes and threads. Batches run across the ends of
+    epochs, so a split may be smaller than a batch: then an image comes several times in one, each time in other views.
 
     Args:
       alive: the records.
