@@ -17,7 +17,10 @@ import tiny
 from agriclip_jax import inference
 
 ROOT = Path(__file__).parent.parent
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 
 pytestmark = pytest.mark.slow
 
