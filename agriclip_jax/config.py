@@ -3,7 +3,7 @@
 import ast
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,21 @@ WHERE = (
 
 AT_LEAST_ONE = ("total_steps", "batch_size", "image_size", "log_every", "checkpoint/keep", "embed_dim", "image/patch")
 NOT_NEGATIVE = ("seed", "eval_every", "checkpoint/every", "data/threads", "views/local/count", "optimizer/clip_norm")
+
+
+def overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """Dotted key -> text of command-line arguments, every one of the form `--config.KEY=VALUE`.
+
+    Raises:
+      UserError: for any other argument.
+    """
+    found = {}
+    for argument in arguments:
+        key, equals, value = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config.") or not equals:
+            raise UserError(f"unknown argument {argument!r}; keys of the recipe are set as --config.KEY=VALUE")
+        found[key] = value
+    return found
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:

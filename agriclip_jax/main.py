@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "Pillow")
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The command line: its options, and the values of `--config.KEY=VALUE` by dotted key."""
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command line: its options, and the other arguments, which set keys of the recipe."""
     parser = argparse.ArgumentParser(
         prog="python -m agriclip_jax.main",
         description="Train a recipe on ALive shards, score it zero-shot and write a report.",
@@ -41,16 +41,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     parser.add_argument("--num_processes", type=int, metavar="N")
     parser.add_argument("--process_id", type=int, metavar="I")
     options, rest = parser.parse_known_args(list(argv))
-    overrides = {}
-    for argument in rest:
-        key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals:
-            parser.error(f"unknown argument {argument!r}; keys of the recipe are set as --config.KEY=VALUE")
-        overrides[key] = value
     given = [options.coordinator, options.num_processes, options.process_id]
     if any(v is not None for v in given) and None in given:
         parser.error("--coordinator, --num_processes and --process_id go together")
-    return options, overrides
+    return options, rest
 
 
 def run(argv: Sequence[str]) -> int:
@@ -60,19 +54,18 @@ def run(argv: Sequence[str]) -> int:
       UserError: for bad input or configuration, before anything is written.
       RunFailure: when a run that began cannot go on.
     """
-    options, overrides = parse(argv)
+    options, rest = parse(argv)
     from agriclip_jax import config as configs
 
-    config = configs.load(options.config, overrides)
+    config = configs.load(options.config, configs.overrides(rest))
     start_jax(options)
     import jax
 
     from agriclip_jax import inference, mesh, recipe
     from agriclip_jax.checkpoint import Checkpoints, abstract_state
-    from agriclip_jax.data import corpus, pipeline
+    from agriclip_jax.data import corpus
     from agriclip_jax.data.records import Alive
     from agriclip_jax.logs import Log
-    from agriclip_jax.state import batch_fields
     from agriclip_jax.train import Every, fit
 
     workdir = Path(options.workdir or f"runs/{config.recipe}")
@@ -92,19 +85,7 @@ def run(argv: Sequence[str]) -> int:
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, key)
     shardings = mesh.state_sharding(devices, shapes)
-    batches = pipeline.train_batches(
-        alive,
-        "train",
-        tokenizer=tokenizer,
-        context_length=config.text.context_length,
-        views=recipe.views(config),
-        needs=batch_fields(learner.objectives),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        threads=config.data.threads or os.cpu_count() or 1,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    batches = recipe.batches(config, alive, tokenizer, learner)
     together("everyone has read the workdir")
     if first:
         prepare_workdir(workdir, config, alive, tokenizer)

@@ -1,5 +1,6 @@
 """From a configuration to the things it names: towers, objectives, optimiser, views."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,10 +8,13 @@ import jax
 from ml_collections import ConfigDict
 
 from agriclip_jax import encoders, objectives, optim
+from agriclip_jax.data import pipeline
+from agriclip_jax.data.pipeline import TrainBatches
+from agriclip_jax.data.records import Alive
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import ViewSpec
 from agriclip_jax.encoders import Network, text, vit
-from agriclip_jax.state import Learner, State, init_params
+from agriclip_jax.state import Learner, State, batch_fields, init_params
 
 
 def towers(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Network]:
@@ -61,6 +65,27 @@ def views(config: ConfigDict) -> dict[str, ViewSpec]:
         for name, spec in config.views.items()
         if spec.count
     }
+
+
+def batches(config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Learner, threads: int = 0) -> TrainBatches:
+    """This process's training batches with just the fields that the learner's objectives read.
+
+    Args:
+      threads: that make batches ahead; 0: `config.data.threads`, and if that is 0 too one for each core.
+    """
+    return pipeline.train_batches(
+        alive,
+        "train",
+        tokenizer=tokenizer,
+        context_length=config.text.context_length,
+        views=views(config),
+        needs=batch_fields(learner.objectives),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        threads=threads or config.data.threads or os.cpu_count() or 1,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def learner(config: ConfigDict, towers: Mapping[str, Network]) -> tuple[Learner, Callable[[jax.Array], State]]:

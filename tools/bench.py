@@ -11,7 +11,7 @@ import time
 from agriclip_jax.errors import UserError, exit_on_user_error
 
 
-def parse_arguments() -> tuple[argparse.Namespace, dict[str, str]]:
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -20,22 +20,16 @@ def parse_arguments() -> tuple[argparse.Namespace, dict[str, str]]:
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="default: %(default)s")
     parser.add_argument("--out", metavar="FILE.json", help="also write the figures")
     options, rest = parser.parse_known_args()
-    overrides = {}
-    for argument in rest:
-        key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals:
-            parser.error(f"unknown argument {argument!r}")
-        overrides[key] = value
     if options.repeats < 1:
         raise UserError(f"--repeats={options.repeats} is less than 1")
-    return options, overrides
+    return options, rest
 
 
 def main() -> None:
-    options, overrides = parse_arguments()
+    options, rest = parse_arguments()
     from agriclip_jax import config as configs
 
-    config = configs.load(options.config, overrides)
+    config = configs.load(options.config, configs.overrides(rest))
     figures = {"step": bench_step, "input": bench_input}[options.what](config, options.repeats)
     for name, value in figures.items():
         print(f"{name:34} {value:,.3f}" if isinstance(value, float) else f"{name:34} {value}")
@@ -140,24 +134,13 @@ def bench_input(config, repeats: int) -> dict[str, float | str]:
     from agriclip_jax.data import corpus, pipeline
     from agriclip_jax.data.records import Alive
     from agriclip_jax.data.tokenizers import train as train_tokenizer
-    from agriclip_jax.state import batch_fields
 
     alive = Alive.open(config.data.path or corpus.ensure())
     tokenizer = train_tokenizer(pipeline.captions(alive, "train"), config.text.vocab_size)
     learner, _ = recipe.learner(config, recipe.towers(config, tokenizer))
     figures: dict[str, float | str] = {"examples": float(alive.splits["train"]), "cores": float(os.cpu_count() or 1)}
     for threads in sorted({1, os.cpu_count() or 1}):
-        batches = pipeline.train_batches(
-            alive,
-            "train",
-            tokenizer=tokenizer,
-            context_length=config.text.context_length,
-            views=recipe.views(config),
-            needs=batch_fields(learner.objectives),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            threads=threads,
-        )
+        batches = recipe.batches(config, alive, tokenizer, learner, threads)
         for _ in range(threads + 2):
             next(batches)
         clock, cpu = [], []
