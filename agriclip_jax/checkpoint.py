@@ -114,10 +114,10 @@ class Checkpoints:
         trees = {"params": abstract.params, "rest": _rest(abstract)}
         trees |= {"teacher": abstract.teacher} if abstract.teacher else {}
         items = self._restore(step, trees, data=ocp.args.JsonRestore())
-        leaves = {"/".join(["rest", p]): v for p, v in rules.flatten(items["rest"]).items()}
+        leaves = rules.flatten(items["rest"])
         rest = {
             name: jax.tree_util.tree_map_with_path(
-                lambda path, _, name=name: leaves["/".join(filter(None, ["rest", name, rules.path_of(path)]))],
+                lambda path, _, name=name: leaves["/".join(filter(None, [name, rules.path_of(path)]))],
                 getattr(abstract, name),
             )
             for name in REST

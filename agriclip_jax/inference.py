@@ -52,7 +52,7 @@ class Model:
 
     def embed_images(self, images: np.ndarray) -> np.ndarray:
         """L2-normalised float32 [n, dim] of uint8 [n, size, size, 3]; any n."""
-        return self._in_batches(self._embed_images, self.params["image"], images, self._batch)
+        return self._in_batches(self._embed_images, self.params["image"], images, self.batch)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """L2-normalised float32 [n, dim] of n texts; those too long are cut."""
@@ -61,7 +61,7 @@ class Model:
 
     def attention(self, images: np.ndarray) -> np.ndarray:
         """Where the pooled feature looks: float32 [n, heads, rows, columns] of uint8 [n, size, size, 3]."""
-        return self._in_batches(self._attention, self.params["image"], images, self._batch)
+        return self._in_batches(self._attention, self.params["image"], images, self.batch)
 
     def alone(self) -> "Model":
         """The same model on one device of this process, so that a process may use it without the others.
@@ -87,11 +87,6 @@ class Model:
     def code_version(self) -> str:
         """Version of the package, with the commit where the source is a git checkout."""
         return code_version()
-
-    @property
-    def _batch(self) -> int:
-        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        return -(-self.batch // parts) * parts
 
     @cached_property
     def _embed_images(self):

@@ -1,6 +1,6 @@
 """The training state and the one step that moves it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +48,6 @@ class Learner:
       weights: objective name -> schedule of its weight.
       optimizer: moves the parameters.
       momentum: schedule of the teacher's momentum.
-      temperature: initial, of the embedding similarities.
     """
 
     towers: Mapping[str, Network]
@@ -174,6 +173,3 @@ def batch_fields(objectives: Mapping[str, Objective]) -> frozenset[str]:
     fields = frozenset().union(*(o.needs for o in objectives.values()))
     wants: list[Want] = [want for o in objectives.values() for want in o.wants]
     return fields | {f"image/{w.view}" if w.tower == "image" else "tokens" for w in wants}
-
-
-StepFunction = Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
