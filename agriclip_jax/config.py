@@ -54,7 +54,7 @@ SCHEMA: dict[str, Any] = {
     "data": {"path": str, "threads": int},
     "objectives": FREE,
     "views": {"global": _VIEW, "local": _VIEW},
-    "image": _TOWER | {"patch": int, "registers": int, "token_keep": NUMBER},
+    "image": _TOWER | {"patch": int, "registers": int, "token_keep": NUMBER, "pre_norm": bool},
     "text": _TOWER | {"context_length": int, "tokenizer": str, "vocab_size": int, "causal": bool},
     "embed_dim": int,
     "temperature": NUMBER,

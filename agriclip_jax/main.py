@@ -246,16 +246,13 @@ def run_tokenizer(workdir: Path, config: "ConfigDict", alive: "Alive", say: Any)
     from agriclip_jax.data import pipeline, tokenizers
 
     file = workdir / "tokenizer.json"
+    captions, length = pipeline.captions(alive, "train"), config.text.context_length
     if file.is_file() or config.text.tokenizer:
         tokenizer = tokenizers.Tokenizer.load(file if file.is_file() else config.text.tokenizer)
     else:
-        tokenizer = tokenizers.train(pipeline.captions(alive, "train"), config.text.vocab_size)
-    cut, total = pipeline.truncation(alive, "train", tokenizer, config.text.context_length)
-    if cut:
-        say(
-            f"captions: {cut} of {total} are longer than config.text.context_length="
-            f"{config.text.context_length} and are cut"
-        )
+        tokenizer = tokenizers.train(captions, config.text.vocab_size)
+    if cut := tokenizer.truncated(captions, length):
+        say(f"captions: {cut} of {len(captions)} are longer than config.text.context_length={length} and are cut")
     return tokenizer
 
 

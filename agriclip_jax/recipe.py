@@ -45,6 +45,7 @@ def towers(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Network]:
         pool=config.image.pool,
         registers=config.image.registers,
         token_keep=config.image.token_keep,
+        pre_norm=config.image.pre_norm,
     )
     words = text.TextConfig(
         blocks(config.text),

@@ -24,13 +24,13 @@ def _laptop() -> ConfigDict:
     config = ConfigDict()
     config.recipe = "alive"  # names the default workdir, runs/<recipe>
     config.seed = 0
-    config.total_steps = 1300
-    config.batch_size = 32
+    config.total_steps = 500
+    config.batch_size = 64
     config.image_size = 48
     config.mesh = "auto"  # all devices on `data`; or such as "data=2,fsdp=4,tensor=1"
     config.eval_every = 0  # validation every so many steps; 0: at the end only
     config.log_every = 10
-    config.checkpoint = ConfigDict({"every": 200, "keep": 2})
+    config.checkpoint = ConfigDict({"every": 100, "keep": 2})
     config.data = ConfigDict({"path": "", "threads": 0})  # "": the embedded corpus; 0 threads: one for each core
 
     # Each a number, or a schedule such as ("cosine", 1.0, 0.0) or ("linear", 0.0, 1.0, 0.1).
@@ -42,13 +42,14 @@ def _laptop() -> ConfigDict:
             "width": 128,  # width, depth, heads: 0 keeps the size's own
             "depth": 3,
             "heads": 2,
-            "patch": 8,
-            "pool": "mean",
+            "patch": 12,
+            "pool": "cls",
+            "pre_norm": True,
             "registers": 0,
             "activation": "gelu_tanh",
             "layer_scale": 0.0,
             "drop_path": 0.0,
-            "token_keep": 0.5,
+            "token_keep": 1.0,
             "unroll": 3,
         }
     )
@@ -64,7 +65,7 @@ def _laptop() -> ConfigDict:
             "pool": "end",
             "causal": True,
             "unroll": 2,
-            "context_length": 40,
+            "context_length": 36,
             "tokenizer": "",  # a CLIP tokenizer.json or merges file; "": a BPE trained on the captions
             "vocab_size": 2048,
         }
@@ -85,14 +86,14 @@ def _laptop() -> ConfigDict:
                 "jitter": (0.3, 0.3, 0.2, 0.05),
                 "jitter_prob": 0.3,
                 "grayscale": 0.0,
-                "blur": (0.0, 0.1),
+                "blur": (0.0,),
                 "sigma": (0.1, 1.0),
                 "solarise": (0.0,),
             },
             "local": {
                 "count": 2,
                 "size": 24,
-                "scale": (0.1, 0.4),
+                "scale": (0.2, 0.5),
                 "ratio": (0.75, 4 / 3),
                 "flip": 0.5,
                 "jitter": (0.3, 0.3, 0.2, 0.05),
@@ -119,8 +120,8 @@ def _laptop() -> ConfigDict:
     )
     config.optimizer = ConfigDict(
         {
-            "learning_rate": 3e-3,
-            "warmup": 0.15,  # of the run
+            "learning_rate": 1.2e-3,
+            "warmup": 0.25,  # of the run
             "end": 0.0,  # of the peak
             "b1": 0.9,
             "b2": 0.98,
@@ -147,7 +148,7 @@ def _accelerator(config: ConfigDict, *, size: str, batch_size: int, total_steps:
     config.embed_dim = 512
     for tower in (config.image, config.text):
         tower.update(size=size, width=0, depth=0, heads=0, unroll=1, drop_path=0.1)
-    config.image.update(patch=16, pool="cls", token_keep=1.0)
+    config.image.patch = 16
     config.text.update(size="S", drop_path=0.0, context_length=77, vocab_size=16_384)
     jitter = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "sigma": (0.1, 2.0), "grayscale": 0.2}
     config.views["global"].update(scale=(0.4, 1.0), blur=(1.0, 0.1), solarise=(0.0, 0.2), **jitter)

@@ -254,9 +254,8 @@ def test_what_cannot_be_is_one_line(batches, wrong, words):
 def test_captions_are_distinct_and_the_cut_ones_counted(alive, tokenizer):
     captions = pipeline.captions(alive, "train")
     assert len(captions) == len(set(captions)) == COUNT + 4 + 4
-    assert pipeline.truncation(alive, "train", tokenizer, 64) == (0, len(captions))
-    cut, total = pipeline.truncation(alive, "train", tokenizer, 8)
-    assert (cut, total) == (COUNT, len(captions))  # "rust on coffee" fits, "a photo of ..." does not
+    assert tokenizer.truncated(captions, 64) == 0
+    assert tokenizer.truncated(captions, 8) == COUNT  # "rust on coffee" fits, "a photo of ..." does not
 
 
 def test_a_crop_of_the_pipeline_is_a_crop_of_the_views(batches):

@@ -1,18 +1,18 @@
 """A recipe small enough to compile in a second, and random batches for it."""
 
-import jax
+from typing import NamedTuple
+
 import numpy as np
 
 from agriclip_jax import config as configs
-from agriclip_jax import encoders, objectives, optim
-from agriclip_jax.encoders import text, vit
-from agriclip_jax.state import Learner, init_params
+from agriclip_jax import recipe
 
 RECIPE = "configs/alive.py"
 SMALL = {
     "total_steps": "8",
     "batch_size": "16",
     "image_size": "16",
+    "image.patch": "8",
     "image.width": "32",
     "image.depth": "2",
     "image.heads": "2",
@@ -37,30 +37,16 @@ def config(**overrides):
     return configs.load(RECIPE, SMALL | {k.replace("__", "."): str(v) for k, v in overrides.items()})
 
 
+class Vocabulary(NamedTuple):
+    """What the text tower asks of a tokenizer."""
+
+    vocab_size: int = 300
+    end_id: int = 299
+
+
 def learner(config):
-    """`recipe.learner` for towers with a vocabulary of 300 ids, the last one ending a caption."""
-    sizes = {"width": 32, "heads": 2}
-    towers = {
-        "image": encoders.image_tower(
-            vit.ViTConfig(encoders.block_config("Ti", depth=2, **sizes), 8, 16, embed_dim=16, pool="mean")
-        ),
-        "text": encoders.text_tower(
-            text.TextConfig(encoders.block_config("Ti", depth=1, **sizes), 300, 12, 299, embed_dim=16)
-        ),
-    }
-    chosen = objectives.build(config, towers)
-
-    def fresh(key):
-        return init_params(towers, chosen, encoders.logit_scale(config.temperature), key)
-
-    result = Learner(
-        towers=towers,
-        objectives=chosen,
-        weights={name: optim.schedule(config.objectives[name], config.total_steps) for name in chosen},
-        optimizer=optim.build(config, jax.eval_shape(fresh, jax.random.key(0))),
-        momentum=optim.schedule(config.distill.momentum, config.total_steps),
-    )
-    return result, lambda key: result.init(fresh(key), key)
+    """The learner of a miniature, and the function of a key that makes its state."""
+    return recipe.learner(config, recipe.towers(config, Vocabulary()))
 
 
 def batch(size=16, seed=0, classes=6):

@@ -177,9 +177,3 @@ def _hash(text: str) -> np.ndarray:
 def captions(alive: Alive, split: str) -> list[str]:
     """The distinct captions of a split, in the order in which they come first."""
     return list(dict.fromkeys(caption for example in alive.source(split) for caption in example["captions"]))
-
-
-def truncation(alive: Alive, split: str, tokenizer: Tokenizer, length: int) -> tuple[int, int]:
-    """How many of a split's distinct captions lose tokens in rows of `length` ids, and how many there are."""
-    distinct = captions(alive, split)
-    return tokenizer.truncated(distinct, length), len(distinct)

@@ -1,0 +1,60 @@
+"""Checkpoints where writing fails: one clear line, and the older ones whole."""
+
+import contextlib
+import resource
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from agriclip_jax.checkpoint import Checkpoints, abstract_state
+from agriclip_jax.errors import RunFailure, UserError
+
+
+@contextlib.contextmanager
+def no_file_longer_than(size):
+    """The kernel refuses longer files, as a full disk refuses them: in the middle of a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="module")
+def state():
+    _, init = tiny.learner(tiny.config())
+    return jax.jit(init)(jax.random.key(0))
+
+
+def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays_whole(state, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(state, {"batch": 0})
+    checkpoints.wait()
+    moved = replace(state, step=state.step + 1)
+    with no_file_longer_than(512), pytest.raises(RunFailure) as failure:
+        checkpoints.save(moved, {"batch": 1})
+        checkpoints.wait()
+    message = str(failure.value)
+    assert "a checkpoint could not be written to" in message and "free space there and run the same command" in message
+    assert "\n" not in message
+
+    again = Checkpoints(tmp_path / "checkpoints")
+    assert again.latest() == 0
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    restored, position = again.restore(0, abstract_state(jax.eval_shape(lambda: state), shardings))
+    assert position == {"batch": 0}
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again.save(moved, {"batch": 1})
+    again.wait()
+    assert again.steps() == [0, 1]
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write checkpoints to .*file/checkpoints"):
+        Checkpoints(tmp_path / "file" / "checkpoints")
