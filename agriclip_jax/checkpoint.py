@@ -2,7 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,18 @@ from agriclip_jax.state import State
 SCORE = "validation"
 REST = ("step", "opt_state", "aux", "key", "healthy")
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+# What a full disk makes Orbax raise, it also logs with a traceback; asyncio does so for every further array, and
+# TensorStore reports others to Orbax's event loop after that is closed. One line of ours says it all.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+def _report_unraisable(unraisable: Any, report: Callable[[Any], Any] = sys.unraisablehook) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        report(unraisable)
+
+
+sys.unraisablehook = _report_unraisable
 
 
 class Checkpoints:

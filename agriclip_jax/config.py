@@ -102,7 +102,16 @@ WHERE = (
 )
 
 AT_LEAST_ONE = ("total_steps", "batch_size", "image_size", "log_every", "checkpoint/keep", "embed_dim", "image/patch")
-NOT_NEGATIVE = ("seed", "eval_every", "checkpoint/every", "data/threads", "views/local/count", "optimizer/clip_norm")
+NOT_NEGATIVE = (
+    "seed",
+    "eval_every",
+    "checkpoint/every",
+    "data/threads",
+    "views/local/count",
+    "optimizer/clip_norm",
+    "image/unroll",
+    "text/unroll",
+)
 
 
 def overrides(arguments: Sequence[str]) -> dict[str, str]:

@@ -50,7 +50,7 @@ def _laptop() -> ConfigDict:
             "layer_scale": 0.0,
             "drop_path": 0.0,
             "token_keep": 1.0,
-            "unroll": 3,
+            "unroll": 0,  # blocks per scan iteration; 0: all, which is faster on a CPU
         }
     )
     config.text = ConfigDict(
@@ -64,7 +64,7 @@ def _laptop() -> ConfigDict:
             "drop_path": 0.0,
             "pool": "end",
             "causal": True,
-            "unroll": 2,
+            "unroll": 0,
             "context_length": 36,
             "tokenizer": "",  # a CLIP tokenizer.json or merges file; "": a BPE trained on the captions
             "vocab_size": 2048,

@@ -86,7 +86,7 @@ def test_layer_scale_zeroes_a_block_and_shows_as_a_parameter():
     assert "scale1" not in plain.init(jax.random.key(0))["blocks"]
 
 
-@pytest.mark.parametrize("option", [{"remat": "nothing_saveable"}, {"remat": "dots_saveable"}, {"unroll": 3}])
+@pytest.mark.parametrize("option", [{"remat": "nothing_saveable"}, {"remat": "dots_saveable"}, {"unroll": 0}])
 def test_how_a_stack_runs_does_not_change_what_it_computes(option):
     plain, params = tower()
     other, _ = tower(blocks=option)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -106,6 +107,24 @@ def test_a_run_stopped_anywhere_continues_to_the_bits_of_one_that_was_not(whole,
     np.testing.assert_array_equal(losses(workdir), losses(whole))
     for a, b in zip(params(workdir), params(whole), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_with_room_it_ends_as_one_that_was_not(whole, corpus, tmp_path):
+    workdir = tmp_path / "full"
+    room = 60_000  # bytes of a file: enough for everything but a checkpoint
+    run = subprocess.run(
+        command(workdir, corpus),
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": FLAGS, "AGRICLIP_CACHE": str(tmp_path / "cache")},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert run.stderr.splitlines()[-1].startswith(f"error: a checkpoint could not be written to {workdir}/checkpoints")
+    end(start(workdir, corpus))
+    np.testing.assert_array_equal(losses(workdir), losses(whole))
 
 
 def continued(source, tmp_path, step):

@@ -74,7 +74,7 @@ def bench_step(config, repeats: int) -> dict[str, float | str]:
     counted = config.copy_and_resolve_references()
     counted.remat = "none"
     for tower in (counted.image, counted.text):
-        tower.unroll = 1 << 10
+        tower.unroll = 0
     plain, plain_init = build(counted)
     abstract = jax.eval_shape(plain_init, jax.random.key(0))
     operations = jax.jit(plain.step).lower(abstract, rows).cost_analysis()["flops"]

@@ -37,7 +37,7 @@ class BlockConfig:
       drop_path: stochastic-depth rate of the last block, growing linearly from 0 (arXiv 1603.09382).
       dtype: compute dtype; parameters, layer norms and softmax stay float32.
       remat: a name in `REMAT_POLICIES`: what the backward pass keeps of each block.
-      unroll: blocks unrolled per scan iteration; `depth` unrolls them all (faster, compiles longer).
+      unroll: blocks unrolled per scan iteration; 0 unrolls them all (faster on a CPU, compiles longer).
       attention: implementation of `jax.nn.dot_product_attention`, `None` letting JAX choose.
     """
 
@@ -187,7 +187,7 @@ def run(
 
     if config.remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[config.remat])
-    x, _ = jax.lax.scan(body, x.astype(config.dtype), (blocks, rates, keys), unroll=min(config.unroll, depth))
+    x, _ = jax.lax.scan(body, x.astype(config.dtype), (blocks, rates, keys), unroll=config.unroll or depth)
     return x
 
 
