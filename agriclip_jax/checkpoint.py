@@ -143,10 +143,6 @@ class Checkpoints:
         """One item of a step (`params` or `teacher`) on the shapes and shardings of `abstract`."""
         return self._restore(step, {name: abstract})[name]
 
-    def has_item(self, step: int, name: str) -> bool:
-        """Whether a step holds an item."""
-        return (self.folder / str(step) / name).is_dir()
-
     def _restore(self, step: int, trees: Mapping[str, Any], **more: Any) -> Any:
         for name, tree in trees.items():
             saved = self._manager.item_metadata(step)[name]

@@ -98,7 +98,6 @@ WHERE = (
     "remat",
     "image/unroll",
     "text/unroll",
-    "text/tokenizer",
 )
 
 AT_LEAST_ONE = ("total_steps", "batch_size", "image_size", "log_every", "checkpoint/keep", "embed_dim", "image/patch")
@@ -199,6 +198,15 @@ def check(config: ConfigDict) -> None:
         for path in paths:
             if flat[path] < least:
                 raise UserError(f"config.{path.replace('/', '.')}: {flat[path]} is less than {least}")
+    if flat["text/context_length"] < 2:
+        raise UserError(f"config.text.context_length: {flat['text/context_length']} is less than a start and an end")
+    for tower in ("image", "text"):
+        if not 0 <= flat[f"{tower}/drop_path"] < 1:
+            raise UserError(f"config.{tower}.drop_path: {flat[f'{tower}/drop_path']} is not between 0 and 1")
+    if not 0 < flat["image/token_keep"] <= 1:
+        raise UserError(f"config.image.token_keep: {flat['image/token_keep']} is not above 0 and at most 1")
+    if flat["temperature"] <= 0:
+        raise UserError(f"config.temperature: {flat['temperature']} is not above 0")
     for view in ("global", "local"):
         size = flat[f"views/{view}/size"] or flat["image_size"]
         if flat[f"views/{view}/count"] and size % flat["image/patch"]:

@@ -29,12 +29,20 @@ def near_misses(name: str, known: Iterable[str]) -> str:
 def exit_on_user_error(main: Callable[[], int | None]) -> None:
     """Runs a command; a `UserError` ends it with its one line on stderr and its status.
 
+    So do a file that cannot be read or written where nothing more helpful is known (status 1) and Ctrl-C (130).
+
     Raises:
-      SystemExit: always, with 0 (done), 1 (the command returned failure) or 2 (bad input).
+      SystemExit: always, with 0 (done), 1 (failure), 2 (bad input) or 130 (Ctrl-C).
     """
     try:
         status = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = error.status
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        status = 130
     sys.exit(status or 0)

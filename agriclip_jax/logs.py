@@ -24,7 +24,6 @@ class Log:
 
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             _keep_rows(workdir / name, start)
-        self._metrics = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def row(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
@@ -32,14 +31,7 @@ class Log:
         if not self._write:
             return
         row = {"step": step, "time": round(time.time(), 3)} | {k: _rounded(v) for k, v in scalars.items()}
-        try:
-            self._metrics.write(json.dumps(row) + "\n")
-            self._metrics.flush()
-        except OSError as error:
-            raise RunFailure(
-                f"cannot write {self._workdir / 'metrics.jsonl'} ({error.strerror}); free space there and run the same "
-                "command again"
-            ) from None
+        self._append("metrics.jsonl", row)
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
         self._show(step, scalars, seconds_left)
@@ -48,24 +40,26 @@ class Log:
         """One row of `evaluations.jsonl`."""
         if not self._write:
             return
-        with (self._workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **scores}) + "\n")
+        self._append("evaluations.jsonl", {"step": step, "time": round(time.time(), 3), **scores})
         for name, value in scores.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"validation/{name}", value, step)
 
-    def say(self, text: str) -> None:
-        """A line for the user, below the progress line."""
-        if self._write:
-            print(("\n" if self._open_line else "") + text, flush=True)
-            self._open_line = False
-
     def close(self) -> None:
         if self._write:
-            self._metrics.close()
             self._board.close()
             if self._open_line:
                 print(flush=True)
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        try:
+            with (self._workdir / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise RunFailure(
+                f"cannot write {self._workdir / name} ({error.strerror}); free space there and run the same command "
+                "again"
+            ) from None
 
     def _show(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
         terminal = sys.stdout.isatty()

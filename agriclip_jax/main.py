@@ -4,17 +4,19 @@ python -m agriclip_jax.main --config=configs/alive.py [--workdir=DIR] [--config.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agriclip_jax.errors import UserError, exit_on_user_error
+from agriclip_jax.errors import RunFailure, UserError, exit_on_user_error
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from agriclip_jax.data.tokenizers import Tokenizer
     from agriclip_jax.inference import Model
 
+# What says which run a workdir holds, in the order in which it is written: the last one makes it a run.
+IDENTITY = ("tokenizer.json", "config.json", "environment.json", "classes.json", "data.json")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "Pillow")
 
 
@@ -78,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
     alive = Alive.open(config.data.path or corpus.ensure())
     if is_finished(workdir, config, alive, extend=options.extend, say=say):
         return 0
-    command = " ".join(["python -m agriclip_jax.main", *(a for a in argv if a != "--extend")])
+    command = shlex.join([sys.executable, "-m", "agriclip_jax.main", *(a for a in argv if a != "--extend")])
     tokenizer = run_tokenizer(workdir, config, alive, say)
     towers = recipe.towers(config, tokenizer)
     learner, init = recipe.learner(config, towers)
@@ -123,6 +127,10 @@ def run(argv: Sequence[str]) -> int:
             workdir=workdir,
             evaluate=validate if "val" in alive.splits else None,
         )
+    except UserError:
+        with contextlib.suppress(RunFailure):
+            checkpoints.wait()  # one on its way is finished first
+        raise
     finally:
         log.close()
     step = int(ended.state.step)
@@ -142,7 +150,10 @@ def start_jax(options: argparse.Namespace) -> None:
     jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     if options.coordinator:
-        jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+        try:
+            jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"--coordinator={options.coordinator}: {' '.join(str(error).split())[:200]}") from None
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
         jax.distributed.initialize()
     elif importlib.util.find_spec("libtpu") and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
@@ -161,6 +172,11 @@ def together(point: str) -> None:
         multihost_utils.sync_global_devices(point)
 
 
+def is_run(workdir: Path) -> bool:
+    """Whether `workdir` holds a run; what a first start left that was killed while it wrote `IDENTITY` is none."""
+    return (workdir / IDENTITY[-1]).is_file()
+
+
 def is_finished(workdir: Path, config: "ConfigDict", alive: "Alive", *, extend: bool, say: Any) -> bool:
     """Whether `workdir` holds this very run, finished; false when it is new or may continue.
 
@@ -171,8 +187,8 @@ def is_finished(workdir: Path, config: "ConfigDict", alive: "Alive", *, extend: 
 
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; give another --workdir")
-    if not (workdir / "data.json").is_file():
-        if workdir.is_dir() and any(p.name != "config.json" for p in workdir.iterdir()):
+    if not is_run(workdir):
+        if workdir.is_dir() and any(p.name.removesuffix(".partial") not in IDENTITY for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and is no run; give another --workdir")
         return False
     old, data = (json.loads((workdir / name).read_text(encoding="utf-8")) for name in ("config.json", "data.json"))
@@ -226,14 +242,10 @@ def prepare_workdir(workdir: Path, config: "ConfigDict", alive: "Alive", tokeniz
         workdir.mkdir(parents=True, exist_ok=True)
         for name in ("zeroshot.json", "report.html"):
             (workdir / name).unlink(missing_ok=True)
-        if not (workdir / "tokenizer.json").is_file():
+        if not is_run(workdir):
             tokenizer.save(workdir / "tokenizer.json")
-        for name, content in (
-            ("config.json", config.to_dict()),
-            ("environment.json", environment),
-            ("classes.json", classes),
-            ("data.json", {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}),
-        ):
+        data = {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}
+        for name, content in zip(IDENTITY[1:], (config.to_dict(), environment, classes, data), strict=True):
             partial = workdir / f"{name}.partial"
             partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             partial.replace(workdir / name)
@@ -245,10 +257,12 @@ def run_tokenizer(workdir: Path, config: "ConfigDict", alive: "Alive", say: Any)
     """The tokenizer stored beside the run's checkpoints; at first the file it names, or a BPE of its captions."""
     from agriclip_jax.data import pipeline, tokenizers
 
-    file = workdir / "tokenizer.json"
+    file = workdir / "tokenizer.json" if is_run(workdir) else Path(config.text.tokenizer)
+    if is_run(workdir):
+        return tokenizers.Tokenizer.load(file)
     captions, length = pipeline.captions(alive, "train"), config.text.context_length
-    if file.is_file() or config.text.tokenizer:
-        tokenizer = tokenizers.Tokenizer.load(file if file.is_file() else config.text.tokenizer)
+    if config.text.tokenizer:
+        tokenizer = tokenizers.Tokenizer.load(file)
     else:
         tokenizer = tokenizers.train(captions, config.text.vocab_size)
     if cut := tokenizer.truncated(captions, length):
@@ -268,7 +282,7 @@ def describe(params: Any, devices: Any) -> str:
 
 
 def write_overview(workdir: Path, params: Any) -> None:
-    """`parameters.txt`: name, shape, size and statistics of each parameter."""
+    """`parameters.txt`: name, shape, size, dtype and sharding of each parameter."""
     from clu import parameter_overview
 
     text = parameter_overview.get_parameter_overview(params, include_stats="sharding")

@@ -54,7 +54,14 @@ def make(spec: str) -> Mesh:
             f"config.mesh: {spec!r} asks for {math.prod(sizes.values())} devices, here are {len(devices)}; "
             "the sizes must multiply to that, or use 'auto'"
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
+    for copies in mesh.devices.reshape(-1, sizes["tensor"]):
+        if len({device.process_index for device in copies}) > 1:
+            raise UserError(
+                f"config.mesh: tensor={sizes['tensor']} spans processes, which read different rows; use at most "
+                f"as many as a process has devices ({jax.local_device_count()})"
+            )
+    return mesh
 
 
 def batch_sharding(mesh: Mesh, batch_size: int | None = None) -> NamedSharding:

@@ -38,11 +38,11 @@ def schedule(spec: Any, total_steps: int, where: str = "schedule") -> Schedule:
     if isinstance(spec, int | float):
         return lambda step: jnp.float32(spec)
     match tuple(spec) if isinstance(spec, Sequence) and not isinstance(spec, str) else spec:
-        case ("cosine", a, b):
+        case ("cosine", int() | float() as a, int() | float() as b):
             return lambda step: b + (a - b) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total_steps, 1.0)))
-        case ("linear", a, b, fraction):
+        case ("linear", int() | float() as a, int() | float() as b, int() | float() as fraction):
             return lambda step: a + (b - a) * jnp.minimum(step / max(fraction * total_steps, 1), 1.0)
-        case ("switch", a, b, fraction):
+        case ("switch", int() | float() as a, int() | float() as b, int() | float() as fraction):
             return lambda step: jnp.where(step < round(fraction * total_steps), a, b).astype(jnp.float32)
     raise UserError(
         f"{where}: {spec!r} is no schedule; give a number, ('cosine', a, b), ('linear', a, b, fraction) or "
@@ -51,7 +51,7 @@ def schedule(spec: Any, total_steps: int, where: str = "schedule") -> Schedule:
 
 
 def warmup_cosine(peak: float, warmup: float, end: float, total_steps: int) -> Schedule:
-    """Linear from 0 to `peak` over the first fraction `warmup` of the run, then half a cosine down to `end * peak`."""
+    """Linear up to `peak` over the first fraction `warmup` of the run, then half a cosine down to `end * peak`."""
     steps = max(round(warmup * total_steps), 1)
     return lambda step: jnp.where(
         step < steps,
@@ -113,7 +113,7 @@ def build(config: ConfigDict, shapes: dict[str, Any]) -> Optimizer:
     options, total = config.optimizer, config.total_steps
     paths = rules.flatten(shapes)
     frozen = [Rule(pattern, None) for pattern in options.freeze]
-    lr_table = frozen + [Rule(*row) for row in options.lr_rules]
+    lr_table = frozen + _rules(options.lr_rules, "config.optimizer.lr_rules")
     effects = rules.match(lr_table, paths, 1.0, "config.optimizer.freeze/lr_rules")
     multipliers = {
         path: None if effect is None else schedule(effect, total, "config.optimizer.lr_rules")
@@ -121,7 +121,7 @@ def build(config: ConfigDict, shapes: dict[str, Any]) -> Optimizer:
     }
     if not any(multipliers.values()):
         raise UserError("config.optimizer.freeze: it freezes every parameter; nothing is left to train")
-    decay_table = [Rule(*row) for row in options.weight_decay_rules] + list(WEIGHT_DECAY)
+    decay_table = _rules(options.weight_decay_rules, "config.optimizer.weight_decay_rules") + list(WEIGHT_DECAY)
     default = schedule(options.weight_decay, total, "config.optimizer.weight_decay")
     decays = {
         path: default if effect is None else schedule(effect, total, "config.optimizer.weight_decay_rules")
@@ -133,3 +133,12 @@ def build(config: ConfigDict, shapes: dict[str, Any]) -> Optimizer:
     )
     lr = warmup_cosine(options.learning_rate, options.warmup, options.end, total)
     return Optimizer(lr, multipliers, decays, transform)
+
+
+def _rules(rows: Sequence[Any], where: str) -> list[Rule]:
+    for row in rows:
+        if not (isinstance(row, tuple | list) and 2 <= len(row) <= 3 and isinstance(row[0], str)):
+            raise UserError(
+                f"{where}: {row!r} is no rule; give (pattern, value) or (pattern, value, may match nothing)"
+            )
+    return [Rule(*row) for row in rows]

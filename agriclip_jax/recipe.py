@@ -83,7 +83,7 @@ def batches(config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Lea
         needs=batch_fields(learner.objectives),
         batch_size=config.batch_size,
         seed=config.seed,
-        threads=threads or config.data.threads or os.cpu_count() or 1,
+        threads=threads or config.data.threads or len(os.sched_getaffinity(0)),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -29,7 +29,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Every:
-    """How often, in steps: rows of metrics, evaluations, checkpoints. 0 means at the end only."""
+    """How often, in steps: rows of metrics (1 or more), evaluations and checkpoints (0: at the end only)."""
 
     log: int
     evaluation: int
@@ -144,11 +144,14 @@ def _checked(
             name: np.concatenate([np.asarray(s.data) for s in value.addressable_shards if s.replica_id == 0])
             for name, value in batch.items()
         }
-        with contextlib.suppress(OSError):
+        try:
             np.savez(file, **local)
+            where = f"is in {file}"
+        except OSError as error:
+            where = f"could not be saved ({error.strerror})"
         raise RunFailure(
             f"step {step}: the loss or gradient of {' and '.join(names) or 'the weighted sum'} is not finite; the "
-            f"batch is in {file}, the checkpoints before this step are whole; lower config.optimizer.learning_rate or "
+            f"batch {where}, the checkpoints before this step are whole; lower config.optimizer.learning_rate or "
             "look at the batch"
         )
     return step, scalars, next(iter(batch.values())).shape[0], waited

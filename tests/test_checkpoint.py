@@ -54,6 +54,28 @@ def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays_whole(state, tmp
     assert again.steps() == [0, 1]
 
 
+def test_the_newest_and_the_best_are_kept_however_old_the_best_is(state, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", latest=1)
+    for step, score in enumerate((0.1, 0.9, 0.2, 0.3, None)):
+        checkpoints.save(replace(state, step=state.step + step), {}, score=score)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 4]
+    assert checkpoints.best() == 1 and checkpoints.latest() == 4
+
+
+def test_a_checkpoint_of_another_model_names_what_differs(state, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(state, {})
+    checkpoints.wait()
+    _, init = tiny.learner(tiny.config(embed_dim=24))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = jax.tree.map(lambda _: jax.tree.leaves(state)[0].sharding, shapes)
+    with pytest.raises(
+        UserError, match=r"is of another model: 2 parameters of 'params' differ, first image/projection"
+    ):
+        checkpoints.restore(0, abstract_state(shapes, shardings))
+
+
 def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write checkpoints to .*file/checkpoints"):

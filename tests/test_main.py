@@ -14,6 +14,8 @@ import tiny
 from agriclip_jax import inference
 from agriclip_jax import main as command
 from agriclip_jax.checkpoint import Checkpoints
+from agriclip_jax.data import pipeline
+from agriclip_jax.data.records import Alive
 from agriclip_jax.errors import RunFailure, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -197,6 +199,41 @@ def test_a_workdir_that_is_something_else_is_left_alone(corpus, tmp_path, make, 
     with pytest.raises(UserError, match=message):
         command.run(arguments(workdir, corpus))
     assert before == sorted(p.name for p in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("written", range(len(command.IDENTITY)))
+def test_a_first_start_killed_while_it_wrote_who_it_is_starts_again(finished, corpus, tmp_path, written):
+    workdir = tmp_path / "killed"
+    workdir.mkdir()
+    for name in command.IDENTITY[:written]:
+        shutil.copy(finished / name, workdir / name)
+    (workdir / f"{command.IDENTITY[written]}.partial").write_text('{"half')
+    config, alive = tiny.config(), Alive.open(corpus)
+    assert not command.is_finished(workdir, config, alive, extend=False, say=print)
+    tokenizer = command.run_tokenizer(workdir, config, alive, lambda line: None)
+    command.prepare_workdir(workdir, config, alive, tokenizer)
+    assert sorted(p.name for p in workdir.iterdir()) == sorted(command.IDENTITY)
+
+
+def test_another_tokenizer_is_another_run(finished, corpus, tmp_path):
+    shutil.copy(finished / "tokenizer.json", tmp_path / "mine.json")
+    with pytest.raises(UserError, match=r"holds another run: text.tokenizer was '', is now .*mine.json"):
+        command.run(arguments(finished, corpus, text__tokenizer=tmp_path / "mine.json"))
+
+
+def test_captions_that_are_cut_are_counted_and_said(corpus, tmp_path, capsys):
+    command.run_tokenizer(tmp_path, tiny.config(text__context_length=4), Alive.open(corpus), print)
+    count = len(pipeline.captions(Alive.open(corpus), "train"))
+    assert capsys.readouterr().out == (
+        f"captions: {count} of {count} are longer than config.text.context_length=4 and are cut\n"
+    )
+
+
+def test_the_three_options_of_several_processes_go_together(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.run(["--config=configs/alive.py", "--coordinator=127.0.0.1:1"])
+    assert ended.value.code == 2
+    assert "--coordinator, --num_processes and --process_id go together" in capsys.readouterr().err
 
 
 def test_an_unwritable_workdir_is_one_clear_line(corpus):

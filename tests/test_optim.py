@@ -36,6 +36,22 @@ def gradient(step):
     return {p: jnp.float32(rng.normal(size=s)) for p, s in shapes.items()}
 
 
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (
+            {"lr_rules": ("image/.*", 0.1)},
+            r"config.optimizer.lr_rules: 'image.*' is no rule",
+        ),
+        ({"weight_decay_rules": (("image/.*",),)}, r"config.optimizer.weight_decay_rules: .* is no rule"),
+        ({"weight_decay": ("cosine", "a", 0)}, r"config.optimizer.weight_decay: .* is no schedule"),
+    ],
+)
+def test_a_rule_or_schedule_of_the_wrong_shape_is_one_line(change, message):
+    with pytest.raises(UserError, match=message):
+        build(**change)
+
+
 def test_adamw_equals_a_float64_oracle_with_clipping_decay_and_warmup():
     optimizer = build(learning_rate=0.1, warmup=0.25, weight_decay=0.3, clip_norm=0.5, b1=0.9, b2=0.95, eps=1e-6)
     got, _ = run(optimizer, 6, gradient)

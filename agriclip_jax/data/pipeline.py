@@ -15,6 +15,7 @@ from agriclip_jax.data.views import ViewSpec, crops, decode
 from agriclip_jax.errors import UserError, near_misses
 
 _IMAGE = "image/"
+_MOST_AHEAD = 4 << 30  # bytes of batches made ahead
 
 
 class TrainBatches(Iterator[dict[str, np.ndarray]]):
@@ -90,12 +91,16 @@ def train_batches(
     # Grain gets the indices and not the source: it would walk every field of every example for its statistics.
     rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(make_row)
     rows = _ProcessMajor(rows, batch_size, process_count)
+    row_bytes = sum(spec.count * spec.size**2 * 3 for name, spec in views.items() if _IMAGE + name in needs)
+    most = max(2, _MOST_AHEAD // max(batch_size // process_count * row_bytes, 1))
     return TrainBatches(
         grain.experimental.ElasticIterator(
             rows,
             batch_size,
             grain.sharding.ShardOptions(shard_index=process_index, shard_count=process_count),
-            read_options=grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1 if threads else 0),
+            read_options=grain.ReadOptions(
+                num_threads=threads, prefetch_buffer_size=min(threads + 1, most) if threads else 0
+            ),
         )
     )
 

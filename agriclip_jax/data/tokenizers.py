@@ -22,7 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from agriclip_jax.errors import UserError
 
 FILE = "tokenizer.json"
-ENVIRONMENT = "AGRICLIP_BPE"  # names the tokenizer file when a recipe does not
+ENVIRONMENT = "AGRICLIP_BPE"  # names the tokenizer file of `load` without a path
 
 _CLIP_MERGES = 49_152 - 256 - 2  # OpenAI reads so many of the lines of its merges file
 _MOST_BYTES = 64 << 20  # of an unpacked merges file
@@ -94,7 +94,7 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Writes a `tokenizer.json` that `load` reads back to the same ids; all of it or nothing."""
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        partial = path.with_name(f"{path.name}.partial")
         partial.write_text(self._backend.to_str(pretty=False), encoding="utf-8")
         partial.replace(path)
 

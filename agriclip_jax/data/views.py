@@ -67,6 +67,9 @@ class ViewSpec:
     solarise: tuple[float, ...] = ()
 
     def __post_init__(self):
+        for name in ("scale", "ratio", "sigma"):
+            if len(getattr(self, name)) != 2:
+                raise UserError(f"views: {name} is {getattr(self, name)}; it needs a least and a greatest value")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UserError(f"views: scale is {self.scale}; it needs 0 < least <= greatest <= 1")
         for name in ("ratio", "sigma"):

@@ -3,6 +3,7 @@
 import csv
 import glob
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def given_classes(text: str) -> dict[str, list[str]]:
     """
     path = Path(text).expanduser()
     try:
-        listed = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else text.split(",")
+        listed = path.read_text(encoding="utf-8-sig").splitlines() if os.path.isfile(path) else text.split(",")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--cls={text} cannot be read as text with one class a line: {error}") from error
     names = list(dict.fromkeys(" ".join(name.split()) for name in listed if name.strip()))

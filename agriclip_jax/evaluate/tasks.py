@@ -5,6 +5,7 @@ and holds none of them.
 """
 
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,7 +100,7 @@ def load_tasks(
         if template.count("{}") != 1:
             raise UserError(f"--template={template!r} needs one {{}}, where the class goes; as in 'a photo of {{}}'")
     metadata = sources.read_metadata(meta) if meta else {}
-    parts = [spec] if Path(spec).expanduser().exists() else [part.strip() for part in spec.split(",")]
+    parts = [spec] if os.path.exists(Path(spec).expanduser()) else [part.strip() for part in spec.split(",")]
     tasks = []
     for part in filter(None, parts):
         path = Path(part).expanduser()

@@ -16,7 +16,7 @@ import numpy as np
 
 from agriclip_jax.data import views
 from agriclip_jax.data.records import parallel_map
-from agriclip_jax.errors import UserError
+from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate.tasks import Task
 
 ORDER = "normalise-then-mean"  # CLIP's: every prompt's embedding has length 1 before the mean, and the mean again
@@ -405,5 +405,5 @@ def write_whole(path: Path | str, text: str) -> None:
 
 def _finite(embeddings: np.ndarray, kind: str) -> np.ndarray:
     if not np.isfinite(embeddings).all():
-        raise FloatingPointError(f"the model gave {kind} embeddings that are not finite: its parameters are damaged")
+        raise RunFailure(f"the model gave {kind} embeddings that are not finite: its parameters are damaged")
     return np.asarray(embeddings, np.float64)
