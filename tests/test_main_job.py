@@ -15,7 +15,7 @@ from agriclip_jax.evaluate import tasks
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,6 @@ def mean_of(results, group):
     return next(mean for mean in results["means"] if mean["group"] == group)
 
 
-@pytest.mark.timeout(1800)
 def test_the_mean_over_its_tasks_is_five_times_chance(results):
     mean = mean_of(results, tasks.EMBEDDED)
     assert mean["tasks"] >= 6

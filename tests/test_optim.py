@@ -39,10 +39,7 @@ def gradient(step):
 @pytest.mark.parametrize(
     "change,message",
     [
-        (
-            {"lr_rules": ("image/.*", 0.1)},
-            r"config.optimizer.lr_rules: 'image.*' is no rule",
-        ),
+        ({"lr_rules": ("image/.*", 0.1)}, r"config.optimizer.lr_rules: 'image.*' is no rule"),
         ({"weight_decay_rules": (("image/.*",),)}, r"config.optimizer.weight_decay_rules: .* is no rule"),
         ({"weight_decay": ("cosine", "a", 0)}, r"config.optimizer.weight_decay: .* is no schedule"),
     ],
