@@ -13,8 +13,8 @@ class DinoHead(nnx.Module):
     def __init__(
         self, width: int, *, hidden: int = 2048, bottleneck: int = 256, prototypes: int = 65536, rngs: nnx.Rngs
     ):
-        def dense(inputs: int, outputs: int) -> nnx.Linear:
-            return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.truncated_normal(0.02), rngs=rngs)
+        def dense(inputs: int, outputs: int) -> layers.Dense:
+            return layers.Dense(inputs, outputs, kernel_init=nnx.initializers.truncated_normal(0.02), rngs=rngs)
 
         self.layer1 = dense(width, hidden)
         self.layer2 = dense(hidden, hidden)
