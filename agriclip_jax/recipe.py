@@ -14,6 +14,7 @@ from agriclip_jax.data.records import Alive
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import ViewSpec
 from agriclip_jax.encoders import Network, text, vit
+from agriclip_jax.schedules import schedule
 from agriclip_jax.state import Learner, State, batch_fields, init_params
 
 
@@ -104,9 +105,9 @@ def learner(config: ConfigDict, towers: Mapping[str, Network]) -> tuple[Learner,
     result = Learner(
         towers=towers,
         objectives=chosen,
-        weights={name: optim.schedule(config.objectives[name], total, f"config.objectives.{name}") for name in chosen},
+        weights={name: schedule(config.objectives[name], total, f"config.objectives.{name}") for name in chosen},
         optimizer=optim.build(config, jax.eval_shape(fresh, jax.random.key(0))),
-        momentum=optim.schedule(config.distill.momentum, total, "config.distill.momentum"),
+        momentum=schedule(config.distill.momentum, total, "config.distill.momentum"),
     )
 
     def init(key: jax.Array) -> State:

@@ -11,7 +11,8 @@ import optax
 from agriclip_jax import rules
 from agriclip_jax.encoders import Network
 from agriclip_jax.objectives import Objective, Parameters, Want
-from agriclip_jax.optim import Optimizer, Schedule
+from agriclip_jax.optim import Optimizer
+from agriclip_jax.schedules import Schedule
 
 
 @jax.tree_util.register_dataclass

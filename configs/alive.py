@@ -111,12 +111,11 @@ def _laptop() -> ConfigDict:
             "bottleneck": 64,
             "prototypes": 1024,
             "student_temperature": 0.1,
-            "teacher_temperature_start": 0.04,
             "teacher_temperature": 0.04,
-            "warmup": 0.3,  # of the run
             "centre_momentum": 0.9,
             "momentum": ("cosine", 0.98, 1.0),
-        }
+        },
+        type_safe=False,
     )
     config.optimizer = ConfigDict(
         {
@@ -154,6 +153,10 @@ def _accelerator(config: ConfigDict, *, size: str, batch_size: int, total_steps:
     config.views["global"].update(scale=(0.4, 1.0), blur=(1.0, 0.1), solarise=(0.0, 0.2), **jitter)
     config.views["local"].update(count=8, size=96, scale=(0.05, 0.4), blur=(0.5,), **jitter)
     config.distill.update(
-        hidden=2048, bottleneck=256, prototypes=prototypes, teacher_temperature=0.07, momentum=("cosine", 0.996, 1.0)
+        hidden=2048,
+        bottleneck=256,
+        prototypes=prototypes,
+        teacher_temperature=("linear", 0.04, 0.07, 0.3),
+        momentum=("cosine", 0.996, 1.0),
     )
     config.optimizer.update(learning_rate=1e-3, warmup=0.04, weight_decay=("cosine", 0.04, 0.4))

@@ -104,7 +104,7 @@ def test_dino_equals_the_oracle_in_value_and_gradient_and_the_teacher_gets_none(
     rng = np.random.default_rng(2)
     student, teacher = rng.uniform(-1, 1, (5, views, 11)), rng.uniform(-1, 1, (5, 2, 11))
     centre = rng.normal(size=11) * 0.1
-    loss = lambda s, t, c: distill.dino(s, t, c, student_temperature=0.1, teacher_temperature=0.05)  # noqa: E731
+    loss = lambda s, t, c: distill.dino(s, distill.centred_targets(t, c, 0.05), temperature=0.1)  # noqa: E731
     value, gradients = jax.value_and_grad(loss, (0, 1, 2))(*(jnp.float32(x) for x in (student, teacher, centre)))
     np.testing.assert_allclose(value, dino_oracle(student, teacher, centre, 0.1, 0.05), rtol=1e-5)
     np.testing.assert_allclose(
@@ -118,9 +118,8 @@ def test_two_globals_and_eight_locals_make_dinos_eighteen_terms():
     student, teacher = rng.normal(size=(4, 10, 6)), rng.normal(size=(4, 2, 6))
     p_t, log_p = np.exp(log_softmax(teacher / 0.04)), log_softmax(student / 0.1)
     total = sum(-(p_t[:, q] * log_p[:, v]).sum(-1).mean() for q in (0, 1) for v in range(10) if v != q) / 18
-    got = distill.dino(
-        jnp.float32(student), jnp.float32(teacher), jnp.zeros(6), student_temperature=0.1, teacher_temperature=0.04
-    )
+    targets = distill.centred_targets(jnp.float32(teacher), jnp.zeros(6), 0.04)
+    got = distill.dino(jnp.float32(student), targets, temperature=0.1)
     np.testing.assert_allclose(got, total, rtol=1e-5)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from agriclip_jax import optim
+from agriclip_jax import optim, schedules
 from agriclip_jax.errors import UserError
 
 PARAMS = {"image": {"kernel": jnp.full((3, 2), 0.5), "bias": jnp.full(2, 0.5)}, "logit_scale": jnp.float32(4.6)}
@@ -105,14 +105,14 @@ def test_a_parameter_at_rest_neither_moves_nor_gathers_moments():
     ],
 )
 def test_schedules_at_the_start_the_middle_and_the_end(spec, values):
-    f = optim.schedule(spec, 10)
+    f = schedules.schedule(spec, 10)
     np.testing.assert_allclose([f(jnp.int32(s)) for s in (0, 5, 10)], values, atol=1e-6)
 
 
 @pytest.mark.parametrize("spec", ["cosine", ("cosine", 1), ("cosin", 1, 0), None])
 def test_a_bad_schedule_says_what_a_schedule_is(spec):
     with pytest.raises(UserError, match=r"objectives.x: .* is no schedule; give a number"):
-        optim.schedule(spec, 10, "objectives.x")
+        schedules.schedule(spec, 10, "objectives.x")
 
 
 def test_freezing_everything_is_refused():

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from agriclip_jax.encoders import DinoHead, Network
 from agriclip_jax.losses import distill as losses
 from agriclip_jax.objectives.base import Parameters, Want
+from agriclip_jax.schedules import Schedule, schedule
 
 GLOBAL, LOCAL = Want("student", "image", "global"), Want("student", "image", "local")
 TEACHER = Want("teacher", "image", "global")
@@ -23,8 +24,7 @@ class Distill:
 
     Attributes:
       student_temperature: tau_s.
-      teacher_temperature: tau_t after the warm-up, reached linearly from `teacher_temperature_start`.
-      warmup_steps: length of that warm-up, steps.
+      teacher_temperature: schedule of tau_t.
       centre_momentum: m of the centre.
     """
 
@@ -32,9 +32,7 @@ class Distill:
     wants: tuple[Want, ...]
     prototypes: int
     student_temperature: float
-    teacher_temperature_start: float
-    teacher_temperature: float
-    warmup_steps: int
+    teacher_temperature: Schedule
     centre_momentum: float
     needs: frozenset[str] = frozenset()
     teacher: frozenset[str] = frozenset({"image", HEAD})
@@ -47,19 +45,10 @@ class Distill:
         views = [features[want].pooled for want in self.wants if want.who == "student"]
         student = head(params.student[HEAD], jnp.concatenate(views, axis=1))
         teacher = head(params.teacher[HEAD], features[TEACHER].pooled)
-        warm = jnp.minimum(step / max(self.warmup_steps, 1), 1.0)
-        temperature = self.teacher_temperature_start + warm * (
-            self.teacher_temperature - self.teacher_temperature_start
-        )
-        loss = losses.dino(
-            student,
-            teacher,
-            aux["centre"],
-            student_temperature=self.student_temperature,
-            teacher_temperature=temperature,
-        )
-        centred = (teacher - aux["centre"]) / temperature
-        entropy = -jnp.mean(jnp.sum(jax.nn.softmax(centred) * jax.nn.log_softmax(centred), axis=-1))
+        temperature = self.teacher_temperature(step)
+        targets = losses.centred_targets(teacher, aux["centre"], temperature)
+        loss = losses.dino(student, targets, temperature=self.student_temperature)
+        entropy = jnp.mean(jnp.sum(jax.scipy.special.entr(targets), axis=-1))
         aux = {"centre": losses.update_centre(aux["centre"], teacher, self.centre_momentum)}
         return loss, {"teacher_entropy": entropy, "teacher_temperature": temperature}, aux
 
@@ -78,8 +67,8 @@ def build(config: ConfigDict, towers: Mapping[str, Network]) -> Distill:
         wants=(GLOBAL, *((LOCAL,) if config.views.local.count else ()), TEACHER),
         prototypes=options.prototypes,
         student_temperature=options.student_temperature,
-        teacher_temperature_start=options.teacher_temperature_start,
-        teacher_temperature=options.teacher_temperature,
-        warmup_steps=round(options.warmup * config.total_steps),
+        teacher_temperature=schedule(
+            options.teacher_temperature, config.total_steps, "config.distill.teacher_temperature"
+        ),
         centre_momentum=options.centre_momentum,
     )

@@ -76,9 +76,8 @@ def by_view(torch, logits):
 
 
 def ours_dino(student, teacher, centre):
-    return distill.dino(
-        student, teacher, centre, student_temperature=STUDENT_TEMPERATURE, teacher_temperature=TEACHER_TEMPERATURE
-    )
+    targets = distill.centred_targets(teacher, centre, TEACHER_TEMPERATURE)
+    return distill.dino(student, targets, temperature=STUDENT_TEMPERATURE)
 
 
 def test_the_dino_head(torch):
