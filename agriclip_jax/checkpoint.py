@@ -144,8 +144,12 @@ class Checkpoints:
         return self._restore(step, {name: abstract})[name]
 
     def _restore(self, step: int, trees: Mapping[str, Any], **more: Any) -> Any:
+        try:
+            metadata = self._manager.item_metadata(step)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(self._damaged(step, error)) from error
         for name, tree in trees.items():
-            saved = self._manager.item_metadata(step)[name]
+            saved = metadata[name]
             if saved is None:
                 raise UserError(f"the checkpoint of step {step} in {self.folder} holds no {name!r}")
             shapes = {rules.path_of(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(saved)}
@@ -158,7 +162,16 @@ class Checkpoints:
                     f"{wanted.get(path, 'absent')} here)"
                 )
         args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
-        return self._manager.restore(step, args=ocp.args.Composite(**args, **more))
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args, **more))
+        except Exception as error:  # of a missing chunk Orbax tells by a bare Exception
+            raise UserError(self._damaged(step, error)) from error
+
+    def _damaged(self, step: int, error: Exception) -> str:
+        return (
+            f"the checkpoint {self.folder / str(step)} is damaged ({_reason(error)}); remove that folder, and the same "
+            "command continues from the one before"
+        )
 
 
 def _rest(state: State) -> dict[str, Any]:
@@ -168,8 +181,14 @@ def _rest(state: State) -> dict[str, Any]:
 
 
 def _failed(folder: Path, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
-    return f"a checkpoint could not be written to {folder} ({reason}); free space there and run the same command again"
+    return (
+        f"a checkpoint could not be written to {folder} ({_reason(error)}); free space there and run the same command "
+        "again"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def abstract_state(shapes: State, shardings: State) -> State:

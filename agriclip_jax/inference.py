@@ -1,10 +1,10 @@
 """A trained model ready to use: images and texts to embeddings."""
 
+import copy
 import dataclasses
-import json
 import subprocess
 from collections.abc import Sequence
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from agriclip_jax.checkpoint import Checkpoints
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError
+from agriclip_jax.files import read_record
 
 TEXT_BATCH = 256
 
@@ -50,6 +51,20 @@ class Model:
     use: str = "student"
     batch: int = 64
 
+    def __post_init__(self):
+        image, text = self.towers["image"], self.towers["text"]
+        # Every process gets every row, so that metrics need no further communication.
+        jit = partial(jax.jit, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+        self._embed_images = jit(lambda p, x: image(p, image(p, x).pooled, method="embed"))
+        self._embed_texts = jit(lambda p, x: text(p, text(p, x), method="embed"))
+        self._attention = jit(lambda p, x: image(p, x, method="attention"))
+
+    def at(self, params: dict[str, Any], step: int) -> "Model":
+        """The same model later in its run, without compiling anew."""
+        later = copy.copy(self)
+        later.params, later.step = params, step
+        return later
+
     def embed_images(self, images: np.ndarray) -> np.ndarray:
         """L2-normalised float32 [n, dim] of uint8 [n, size, size, 3]; any n."""
         return self._in_batches(self._embed_images, self.params["image"], images, self.batch)
@@ -78,34 +93,15 @@ class Model:
         """Side of the images it takes, pixels."""
         return self.config.image_size
 
-    @cached_property
+    @property
     def logit_scale(self) -> float:
         """What cosines are multiplied with before a softmax: exp of the parameter."""
         return float(np.exp(jax.device_get(self.params["logit_scale"])))
 
-    @cached_property
+    @property
     def code_version(self) -> str:
         """Version of the package, with the commit where the source is a git checkout."""
         return code_version()
-
-    @cached_property
-    def _embed_images(self):
-        tower = self.towers["image"]
-        return self._jit(lambda p, x: tower(p, tower(p, x).pooled, method="embed"))
-
-    @cached_property
-    def _embed_texts(self):
-        tower = self.towers["text"]
-        return self._jit(lambda p, x: tower(p, tower(p, x), method="embed"))
-
-    @cached_property
-    def _attention(self):
-        tower = self.towers["image"]
-        return self._jit(lambda p, x: tower(p, x, method="attention"))
-
-    def _jit(self, function):
-        # Every process gets every row, so that metrics need no further communication.
-        return jax.jit(function, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
 
     def _in_batches(self, function, params: Any, rows: np.ndarray, batch: int) -> np.ndarray:
         parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
@@ -121,12 +117,12 @@ class Model:
         return np.concatenate(results)
 
 
-def load(workdir: str | Path, *, step: int | None = None, use: str = "student") -> Model:
+def load(workdir: str | Path, *, step: int | str | None = None, use: str = "student") -> Model:
     """The model of a run.
 
     Args:
       workdir: of the run.
-      step: of the checkpoint; `None` for the newest.
+      step: of the checkpoint: a number, "best" for the one that scored highest on validation, `None` for the newest.
       use: "student", or "teacher" for the image tower that is the student's moving average.
 
     Raises:
@@ -139,15 +135,16 @@ def load(workdir: str | Path, *, step: int | None = None, use: str = "student") 
         raise UserError(
             f"{workdir} is not the workdir of a run: it holds no config.json; train one with agriclip_jax.main"
         )
-    config = ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+    config = ConfigDict(read_record(workdir / "config.json"))
     tokenizer = Tokenizer.load(workdir / "tokenizer.json")
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet; train longer, or set config.checkpoint.every")
     checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
-    step = checkpoints.latest() if step is None else step
+    asked = "the newest step" if step is None else f"step {step}"
+    step = checkpoints.latest() if step is None else checkpoints.best() if step == "best" else step
     if step not in checkpoints.steps():
         have = ", ".join(map(str, checkpoints.steps())) or "none"
-        raise UserError(f"{workdir} holds no checkpoint of step {step}; it has: {have}")
+        raise UserError(f"{workdir} holds no checkpoint of {asked}; it has: {have}")
     towers = recipe.towers(config, tokenizer)
     _, init = recipe.learner(config, towers)
     mesh = meshes.make("auto")

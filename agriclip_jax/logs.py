@@ -1,7 +1,6 @@
 """What a run writes while it goes: metrics.jsonl, TensorBoard events and the progress line."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agriclip_jax.errors import RunFailure
+from agriclip_jax.files import write_whole
 
 
 class Log:
@@ -87,9 +87,7 @@ def _keep_rows(path: Path, last: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             continue
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, "".join(kept))
 
 
 def _rounded(value: float) -> float:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agriclip_jax.errors import RunFailure, UserError, exit_on_user_error
+from agriclip_jax.files import read_record, write_whole
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from agriclip_jax.data.records import Alive
     from agriclip_jax.data.tokenizers import Tokenizer
+    from agriclip_jax.evaluate.tasks import Task
     from agriclip_jax.inference import Model
 
 # What says which run a workdir holds, in the order in which it is written: the last one makes it a run.
@@ -69,6 +71,7 @@ def run(argv: Sequence[str]) -> int:
     from agriclip_jax.checkpoint import Checkpoints, abstract_state
     from agriclip_jax.data import corpus
     from agriclip_jax.data.records import Alive
+    from agriclip_jax.evaluate import tasks
     from agriclip_jax.logs import Log
     from agriclip_jax.train import Every, fit
 
@@ -106,11 +109,11 @@ def run(argv: Sequence[str]) -> int:
         batches.set_state(position)
         say(f"continuing {workdir} from step {newest}: {describe(shapes.params, devices)}", flush=True)
 
-    def model_of(state: Any, step: int) -> "Model":
-        return inference.Model(config, towers, state.params, tokenizer, devices, workdir, step)
+    model = inference.Model(config, towers, state.params, tokenizer, devices, workdir, newest or 0)
+    validation = tasks.from_alive(alive, "val") if "val" in alive.splits else []
 
     def validate(state: Any) -> tuple[float, dict[str, Any]]:
-        return score(model_of(state, int(state.step)), alive, "val")
+        return score(model.at(state.params, int(state.step)), validation)
 
     log = Log(workdir, total_steps=config.total_steps, start=newest or 0, write=first)
     try:
@@ -125,7 +128,7 @@ def run(argv: Sequence[str]) -> int:
             checkpoints=checkpoints,
             log=log,
             workdir=workdir,
-            evaluate=validate if "val" in alive.splits else None,
+            evaluate=validate if validation else None,
         )
     except UserError:
         with contextlib.suppress(RunFailure):
@@ -138,7 +141,7 @@ def run(argv: Sequence[str]) -> int:
     if ended.stopped:
         say(f"stopped; step {step} is saved in {workdir / 'checkpoints'}. To continue:\n  {command}")
         return 0
-    finish(model_of(ended.state, step), alive, workdir, say, first)
+    finish(model.at(ended.state.params, step), alive, workdir, say, first)
     return 0
 
 
@@ -191,7 +194,7 @@ def is_finished(workdir: Path, config: "ConfigDict", alive: "Alive", *, extend: 
         if workdir.is_dir() and any(p.name.removesuffix(".partial") not in IDENTITY for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and is no run; give another --workdir")
         return False
-    old, data = (json.loads((workdir / name).read_text(encoding="utf-8")) for name in ("config.json", "data.json"))
+    old, data = (read_record(workdir / name) for name in ("config.json", "data.json"))
     before, now = old["total_steps"], config.total_steps
     differing = differences(old | {"total_steps": now}, config.to_dict())
     if data["fingerprint"] != alive.fingerprint:
@@ -246,9 +249,7 @@ def prepare_workdir(workdir: Path, config: "ConfigDict", alive: "Alive", tokeniz
             tokenizer.save(workdir / "tokenizer.json")
         data = {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}
         for name, content in zip(IDENTITY[1:], (config.to_dict(), environment, classes, data), strict=True):
-            partial = workdir / f"{name}.partial"
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            partial.replace(workdir / name)
+            write_whole(workdir / name, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {workdir} ({error.strerror}); give another --workdir") from None
 
@@ -289,12 +290,11 @@ def write_overview(workdir: Path, params: Any) -> None:
     (workdir / "parameters.txt").write_text(text + "\n", encoding="utf-8")
 
 
-def score(model: "Model", alive: "Alive", split: str) -> tuple[float, dict[str, Any]]:
-    """Mean zero-shot top-1 over the tasks of a split, and each task's."""
-    from agriclip_jax.evaluate import tasks, zeroshot
+def score(model: "Model", tasks: Sequence["Task"]) -> tuple[float, dict[str, Any]]:
+    """Mean zero-shot top-1 over tasks, and each task's."""
+    from agriclip_jax.evaluate import zeroshot
 
-    results = zeroshot.evaluate(model, tasks.from_alive(alive, split))
-    top1 = {r.task.name: r.metrics.top1 for r in results if r.metrics}
+    top1 = {r.task.name: r.metrics.top1 for r in zeroshot.evaluate(model, tasks) if r.metrics}
     return sum(top1.values()) / max(len(top1), 1), top1
 
 

@@ -21,6 +21,7 @@ from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import zeroshot
 from agriclip_jax.evaluate.tasks import Task
 from agriclip_jax.evaluate.zeroshot import Mean, Metrics, Result
+from agriclip_jax.files import write_whole
 
 SAMPLES = 12  # photos with their nearest captions
 ATTENTION_MAPS = 6
@@ -57,7 +58,7 @@ def write_report(workdir: Path | str, model: Any, results: Sequence[Result], *, 
         ("Where the model looks", _attention(model, samples)),
         ("How it was made", _provenance(workdir)),
     ]
-    zeroshot.write_whole(out, _page(workdir, model, results, sections))
+    write_whole(out, _page(workdir, model, results, sections))
     return out
 
 

@@ -76,6 +76,21 @@ def test_a_checkpoint_of_another_model_names_what_differs(state, tmp_path):
         checkpoints.restore(0, abstract_state(shapes, shardings))
 
 
+@pytest.mark.parametrize("file", ["params/_METADATA", "params/manifest.ocdbt", "data/metadata", "largest"])
+def test_a_damaged_checkpoint_is_one_line_that_names_its_folder(state, tmp_path, file):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(state, {})
+    checkpoints.close()
+    folder = tmp_path / "checkpoints" / "0"
+    damaged = max((folder / "params").rglob("?" * 32), key=lambda p: p.stat().st_size)
+    damaged = damaged if file == "largest" else folder / file
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    target = abstract_state(jax.eval_shape(lambda: state), jax.tree.map(lambda x: x.sharding, state))
+    with pytest.raises(UserError, match=f"the checkpoint {folder} is damaged .*; remove that folder") as failure:
+        Checkpoints(tmp_path / "checkpoints").restore(0, target)
+    assert "\n" not in str(failure.value)
+
+
 def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write checkpoints to .*file/checkpoints"):

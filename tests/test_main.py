@@ -90,6 +90,9 @@ def test_metrics_have_each_step_once_with_the_promised_columns(finished):
 def test_the_checkpoints_are_the_newest_and_the_best(finished):
     checkpoints = Checkpoints(finished / "checkpoints")
     assert checkpoints.latest() == 8 and checkpoints.best() == 8
+    assert inference.load(finished, step="best").step == 8 and inference.load(finished, step=3).step == 3
+    with pytest.raises(UserError, match=r"holds no checkpoint of step 4; it has: 3, 6, 8"):
+        inference.load(finished, step=4)
 
 
 def test_student_and_teacher_can_be_loaded_and_differ(finished, corpus):
@@ -107,6 +110,17 @@ def test_a_finished_run_says_so_and_does_nothing(finished, corpus, capsys):
     assert command.run(arguments(finished, corpus)) == 0
     assert "is finished (8 steps)" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+def test_a_damaged_record_of_the_run_is_one_line_that_names_it(finished, corpus, tmp_path, name):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    (workdir / name).write_text((workdir / name).read_text()[:40])
+    with pytest.raises(UserError, match=f"{workdir / name} is damaged .*; restore it"):
+        command.run(arguments(workdir, corpus))
+    if name == "config.json":
+        with pytest.raises(UserError, match=f"{workdir / name} is damaged"):
+            inference.load(workdir)
 
 
 def test_the_same_content_at_another_path_is_the_same_data(finished, corpus, tmp_path, capsys):

@@ -35,9 +35,10 @@ def main() -> None:
         print(f"{name:34} {value:,.3f}" if isinstance(value, float) else f"{name:34} {value}")
     if options.out:
         import json
-        from pathlib import Path
 
-        Path(options.out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        from agriclip_jax.files import write_whole
+
+        write_whole(options.out, json.dumps(figures, indent=1) + "\n")
 
 
 def bench_step(config, repeats: int) -> dict[str, float | str]:
@@ -57,11 +58,7 @@ def bench_step(config, repeats: int) -> dict[str, float | str]:
     devices = mesh.make(config.mesh)
     sharding = mesh.batch_sharding(devices, config.batch_size)
 
-    def build(config):
-        learner, init = recipe.learner(config, recipe.towers(config, tokenizer))
-        return learner, init
-
-    learner, init = build(config)
+    learner, init = recipe.learner(config, recipe.towers(config, tokenizer))
     shardings = mesh.state_sharding(devices, jax.eval_shape(init, jax.random.key(0)))
     state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
     rows = random_rows(config, recipe.views(config), batch_fields(learner.objectives), tokenizer)
@@ -75,7 +72,7 @@ def bench_step(config, repeats: int) -> dict[str, float | str]:
     counted.remat = "none"
     for tower in (counted.image, counted.text):
         tower.unroll = 0
-    plain, plain_init = build(counted)
+    plain, plain_init = recipe.learner(counted, recipe.towers(counted, tokenizer))
     abstract = jax.eval_shape(plain_init, jax.random.key(0))
     operations = jax.jit(plain.step).lower(abstract, rows).cost_analysis()["flops"]
 

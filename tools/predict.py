@@ -16,7 +16,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", metavar="PHOTOS", help="files, folders or globs")
     parser.add_argument("--ckpt", required=True, metavar="WORKDIR", help="the run's folder")
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to take (default: the newest)")
+    parser.add_argument(
+        "--step",
+        type=lambda text: text if text == "best" else int(text),
+        metavar="N|best",
+        help="checkpoint to take, `best` by its validation score (default: the newest)",
+    )
     parser.add_argument("--use", default="student", help="student or teacher (default: %(default)s)")
     parser.add_argument("--cls", metavar="a,b,c", help="classes to choose from, or a text file with one a line")
     parser.add_argument("--k", type=int, default=3, help="how many classes to name for a photo (default: %(default)s)")
@@ -28,7 +33,8 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.k < 1:
         raise UserError(f"--k={arguments.k}: give 1 or more")
-    from agriclip_jax.evaluate import predict, tasks, zeroshot
+    from agriclip_jax.evaluate import predict, tasks
+    from agriclip_jax.files import write_whole
 
     files = predict.find_photos(arguments.photos)
     classes = predict.given_classes(arguments.cls) if arguments.cls is not None else None
@@ -48,7 +54,7 @@ def main() -> int:
         )
     bad = sum(bool(prediction.error) for prediction in predictions)
     if arguments.output:
-        zeroshot.write_whole(arguments.output, predict.as_csv(predictions))
+        write_whole(arguments.output, predict.as_csv(predictions))
         print(f"wrote {len(predictions) - bad} photos to {arguments.output}")
     else:
         predict.show(predictions)

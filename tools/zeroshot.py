@@ -16,7 +16,12 @@ from agriclip_jax.errors import exit_on_user_error
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", required=True, metavar="WORKDIR", help="the run's folder")
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to take (default: the newest)")
+    parser.add_argument(
+        "--step",
+        type=lambda text: text if text == "best" else int(text),
+        metavar="N|best",
+        help="checkpoint to take, `best` by its validation score (default: the newest)",
+    )
     parser.add_argument("--use", default="student", help="student or teacher (default: %(default)s)")
     parser.add_argument("--tasks", required=True, metavar="PATH[,PATH...]", help="photos, or 'embedded'")
     parser.add_argument(

@@ -20,6 +20,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from agriclip_jax.errors import UserError
+from agriclip_jax.files import write_whole
 
 FILE = "tokenizer.json"
 ENVIRONMENT = "AGRICLIP_BPE"  # names the tokenizer file of `load` without a path
@@ -93,10 +94,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes a `tokenizer.json` that `load` reads back to the same ids; all of it or nothing."""
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(self._backend.to_str(pretty=False), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, self._backend.to_str(pretty=False))
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Rows `start, ids of the cleaned text, end, pad, pad, ...`: int32 [n, length].

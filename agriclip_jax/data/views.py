@@ -8,7 +8,6 @@ one resize, one colour matrix and, where drawn, one blur.
 import io
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -141,20 +140,13 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def load_view(photo: bytes | str | Path, size: int) -> np.ndarray:
-    """The evaluation view of one photo, given as encoded bytes or as a path: uint8 [size, size, 3].
+def load_view(photo: bytes, size: int) -> np.ndarray:
+    """The evaluation view of one encoded photo: uint8 [size, size, 3].
 
     Raises:
-      UserError: there is no such file, or `decode` refuses it; names the path.
+      UserError: `decode` refuses it.
     """
-    if isinstance(photo, bytes):
-        return eval_view(decode(photo), size)
-    try:
-        return eval_view(decode(Path(photo).read_bytes()), size)
-    except OSError as error:
-        raise UserError(f"{photo}: cannot be read: {error.strerror}") from error
-    except UserError as error:
-        raise UserError(f"{photo}: {error}") from error
+    return eval_view(decode(photo), size)
 
 
 class _Draw(NamedTuple):

@@ -4,7 +4,6 @@ A user adds a task by a folder, nothing else: `load_tasks` turns what was typed 
 and holds none of them.
 """
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from agriclip_jax.data import captions, corpus, sources
 from agriclip_jax.data.records import Alive, DatasetRecord
 from agriclip_jax.data.splits import SPLITS, split_of
 from agriclip_jax.errors import UserError, near_misses
+from agriclip_jax.files import read_record
 
 EMBEDDED, UNSEEN = "embedded", "embedded, unseen combinations"
 IN_DOMAIN, DOWNSTREAM = "in-domain", "downstream"
@@ -117,10 +117,8 @@ def load_tasks(
 
 def known_classes(workdir: Path | str) -> list[dict[str, str]]:
     """What a run was trained on: records of dataset, domain, class_key and class_name; none when it does not say."""
-    try:
-        return json.loads((Path(workdir) / "classes.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
+    file = Path(workdir) / "classes.json"
+    return read_record(file) if file.is_file() else []
 
 
 def from_alive(

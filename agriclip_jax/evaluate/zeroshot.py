@@ -3,7 +3,6 @@
 A class is the mean of its prompts' embeddings; an image belongs to the class of largest cosine. Nothing is fitted.
 """
 
-import contextlib
 import json
 import math
 import re
@@ -18,6 +17,7 @@ from agriclip_jax.data import views
 from agriclip_jax.data.records import parallel_map
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate.tasks import Task
+from agriclip_jax.files import write_whole
 
 ORDER = "normalise-then-mean"  # CLIP's: every prompt's embedding has length 1 before the mean, and the mean again
 Z95 = 1.959963984540054  # the standard normal quantile of a two-sided 95 % interval
@@ -383,24 +383,6 @@ def write(results: Sequence[Result], path: Path | str, model: Any) -> None:
     # A row of numbers becomes one line; no string matches, for a string in JSON holds no newline.
     text = re.sub(r"\[\n([-+.,\deEnul\s]+)\]", lambda row: f"[{' '.join(row[1].split())}]", text)
     write_whole(path, text + "\n")
-
-
-def write_whole(path: Path | str, text: str) -> None:
-    """Writes a text file, all of it or nothing, with the folders above it.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", newline="")
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UserError(f"could not write {path}: {error.strerror or error}") from error
 
 
 def _finite(embeddings: np.ndarray, kind: str) -> np.ndarray:

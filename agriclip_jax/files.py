@@ -1,0 +1,38 @@
+"""Files of this project's own making: written whole or not at all, and read with one clear line when damaged."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from agriclip_jax.errors import UserError
+
+
+def read_record(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      UserError: it was cut off or changed.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also of bytes that are no UTF-8
+        raise UserError(f"{path} is damaged ({error}); restore it, or make its folder again") from None
+
+
+def write_whole(path: Path | str, text: str) -> None:
+    """Writes a text file, all of it or nothing, with the folders above it.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8", newline="")
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"could not write {path}: {error.strerror or error}") from error

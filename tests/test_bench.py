@@ -1,0 +1,49 @@
+"""The benchmark runs and its figures hang together; how fast it is belongs in a note, not in a test."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+ROOT = Path(__file__).parent.parent
+KEYS = [f"--config.{key}={value}" for key, value in tiny.SMALL.items()]
+
+
+def bench(*arguments):
+    command = [sys.executable, "tools/bench.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_step_is_timed_beside_the_matmul_peak(tmp_path):
+    told = bench("step", *KEYS, "--repeats=2", f"--out={tmp_path / 'step.json'}")
+    assert told.returncode == 0, told.stderr
+    figures = json.loads((tmp_path / "step.json").read_text())
+    assert figures["images/s"] == pytest.approx(16 / figures["seconds/step (median)"])
+    assert figures["share of the matmul peak"] == pytest.approx(
+        figures["GFLOP/s of the step"] / figures["GFLOP/s of a matmul"]
+    )
+    assert figures["GFLOP/image"] > 0 and figures["temporary memory, MB/device"] > 0
+    assert all(name in told.stdout for name in figures)
+
+
+def test_the_input_is_timed_for_one_thread_and_for_all(tmp_path, corpus):
+    told = bench("input", *KEYS, f"--config.data.path={corpus}", "--repeats=1", f"--out={tmp_path / 'input.json'}")
+    assert told.returncode == 0, told.stderr
+    figures = json.loads((tmp_path / "input.json").read_text())
+    assert figures["images/s, 1 thread"] > 0 and figures["images/s per core, 1 thread"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["step", "--repeats=0"], "--repeats=0 is less than 1"),
+        (["step", "--config.batchsize=3"], "did you mean 'batch_size'"),
+        (["step", "--out=README.md/x.json", "--repeats=1", *KEYS], "could not write README.md/x.json"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message):
+    told = bench(*arguments)
+    assert told.returncode == 2 and message in told.stderr and told.stderr.count("\n") == 1
