@@ -12,7 +12,7 @@ test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not parity"
 
 test-slow: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow
 
 parity: .venv-parity/ready
 	.venv-parity/bin/python -m pytest tests/parity -m parity
