@@ -3,7 +3,7 @@
 import ast
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +98,40 @@ WHERE = (
     "text/unroll",
 )
 
-AT_LEAST_ONE = ("total_steps", "batch_size", "image_size", "log_every", "checkpoint/keep", "embed_dim", "image/patch")
-NOT_NEGATIVE = (
-    "seed",
-    "eval_every",
-    "checkpoint/every",
-    "data/threads",
-    "views/local/count",
-    "optimizer/clip_norm",
-    "image/unroll",
-    "text/unroll",
+# What a value must be, whether it is, and of which keys.
+BOUNDS: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    (
+        "at least 1",
+        lambda v: v >= 1,
+        (
+            "total_steps",
+            "batch_size",
+            "image_size",
+            "log_every",
+            "checkpoint/keep",
+            "embed_dim",
+            "image/patch",
+            "views/global/count",
+        ),
+    ),
+    (
+        "at least 0",
+        lambda v: v >= 0,
+        (
+            "seed",
+            "eval_every",
+            "checkpoint/every",
+            "data/threads",
+            "views/local/count",
+            "optimizer/clip_norm",
+            "image/unroll",
+            "text/unroll",
+        ),
+    ),
+    ("at least 2, a start and an end", lambda v: v >= 2, ("text/context_length",)),
+    ("at least 0 and below 1", lambda v: 0 <= v < 1, ("image/drop_path", "text/drop_path")),
+    ("above 0 and at most 1", lambda v: 0 < v <= 1, ("image/token_keep",)),
+    ("above 0", lambda v: v > 0, ("temperature",)),
 )
 
 
@@ -192,27 +216,16 @@ def check(config: ConfigDict) -> None:
     for path, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config.{path.replace('/', '.')}: {value} is not finite")
-    for paths, least in ((AT_LEAST_ONE, 1), (NOT_NEGATIVE, 0)):
+    for words, holds, paths in BOUNDS:
         for path in paths:
-            if flat[path] < least:
-                raise UserError(f"config.{path.replace('/', '.')}: {flat[path]} is less than {least}")
-    if flat["text/context_length"] < 2:
-        raise UserError(f"config.text.context_length: {flat['text/context_length']} is less than a start and an end")
-    for tower in ("image", "text"):
-        if not 0 <= flat[f"{tower}/drop_path"] < 1:
-            raise UserError(f"config.{tower}.drop_path: {flat[f'{tower}/drop_path']} is not between 0 and 1")
-    if not 0 < flat["image/token_keep"] <= 1:
-        raise UserError(f"config.image.token_keep: {flat['image/token_keep']} is not above 0 and at most 1")
-    if flat["temperature"] <= 0:
-        raise UserError(f"config.temperature: {flat['temperature']} is not above 0")
+            if not holds(flat[path]):
+                raise UserError(f"config.{path.replace('/', '.')}: {flat[path]} is not {words}")
     for view in ("global", "local"):
         size = flat[f"views/{view}/size"] or flat["image_size"]
         if flat[f"views/{view}/count"] and size % flat["image/patch"]:
             raise UserError(
                 f"config.views.{view}.size: {size} is not a multiple of config.image.patch {flat['image/patch']}"
             )
-    if flat["views/global/count"] < 1:
-        raise UserError("config.views.global.count: at least one global view is needed")
     if flat.get("objectives/distill") and flat["views/global/count"] + flat["views/local/count"] < 2:
         raise UserError("config.objectives.distill compares views: give config.views.global.count 2, or local views")
     if flat["dtype"] not in ("float32", "bfloat16"):

@@ -40,8 +40,9 @@ def command(workdir, data, *more):
     ]
 
 
-def start(workdir, data, *more, devices=1):
-    environment = os.environ | {"XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}"}
+def start(workdir, data, *more, devices=1, **variables):
+    flags = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags} | variables
     log = Path(workdir).with_suffix(f".{len(more)}.log").open("a+", encoding="utf-8")
     process = subprocess.Popen(
         command(workdir, data, *more), cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
@@ -154,6 +155,16 @@ def two_processes(workdir, data):
         for i in range(2)
     ]
     return pair
+
+
+def test_two_processes_find_each_other_under_slurm(whole, corpus, tmp_path):
+    job = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    pair = [
+        start(tmp_path / "pair", corpus, devices=2, **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)
+    ]
+    first, _ = map(end, pair)
+    assert "on 4 x cpu (data=4)" in first
+    np.testing.assert_allclose(losses(tmp_path / "pair")[:12], losses(whole)[:12], rtol=1e-5)
 
 
 def test_eight_devices_continue_a_run_of_one_and_one_continues_that_of_eight(whole, corpus, tmp_path):
