@@ -8,10 +8,10 @@ from agriclip_jax import config as configs
 from agriclip_jax.errors import UserError
 
 
-@pytest.mark.parametrize("variant", ["", ":s16", ":b16"])
+@pytest.mark.parametrize("variant", ["", ":photos", ":s16", ":b16"])
 def test_every_variant_of_the_recipe_is_whole(variant):
     config = configs.load(f"configs/alive.py{variant}")
-    assert config.recipe == {"": "alive", ":s16": "alive_s16", ":b16": "alive_b16"}[variant]
+    assert config.recipe == f"alive{variant}".replace(":", "_")
 
 
 def test_the_paper_scale_variant_is_vit_b16_at_224_with_a_batch_of_4096():
