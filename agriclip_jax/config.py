@@ -78,6 +78,7 @@ SCHEMA: dict[str, Any] = {
         "eps": NUMBER,
         "weight_decay": SCHEDULE,
         "clip_norm": NUMBER,
+        "muon": (tuple, list),
         "freeze": (tuple, list),
         "lr_rules": (tuple, list),
         "weight_decay_rules": (tuple, list),

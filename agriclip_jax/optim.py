@@ -1,4 +1,4 @@
-"""What moves the parameters: AdamW with rules and projections."""
+"""What moves the parameters: AdamW, and Muon for the matrices that are named; rules and projections."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from ml_collections import ConfigDict
 
 from agriclip_jax import rules
@@ -18,13 +19,16 @@ from agriclip_jax.schedules import Schedule, schedule, warmup_cosine
 # Gains, biases and the temperature are not pulled to zero.
 WEIGHT_DECAY = (Rule(r"(.*/)?(bias|scale|scale1|scale2|logit_scale)", 0.0, optional=True),)
 
+# Root mean square of Muon's updates: that of AdamW's, so that both take one learning rate (arXiv 2502.16982, eq. 4).
+MUON_RMS = 0.2
+
 # After each update: parameter name at the top of the tree, and the set it is projected on.
 PROJECTIONS = {"logit_scale": lambda x: jnp.clip(x, 0.0, MAX_LOGIT_SCALE)}
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW (arXiv 1711.05101) with global-norm clipping; learning rate and weight decay vary by path and step.
+    """AdamW (arXiv 1711.05101) or Muon with global-norm clipping; learning rate and weight decay vary by path and step.
 
     Attributes:
       learning_rate: schedule.
@@ -67,10 +71,11 @@ def build(config: ConfigDict, shapes: dict[str, Any]) -> Optimizer:
     """The optimiser of `config.optimizer` for a tree of parameters (or of their shapes).
 
     `freeze` is a list of patterns; `lr_rules` and `weight_decay_rules` are lists of (pattern, multiplier or schedule)
-    tried before the house tables, the first match winning.
+    tried before the house tables, the first match winning. `muon` is a list of patterns: those matrices move by Muon.
 
     Raises:
-      UserError: for a rule that matches nothing, a bad schedule, or when nothing is left to train.
+      UserError: for a rule that matches nothing, a bad schedule, a vector given to Muon, or when nothing is left to
+        train.
     """
     options, total = config.optimizer, config.total_steps
     paths = rules.flatten(shapes)
@@ -89,12 +94,33 @@ def build(config: ConfigDict, shapes: dict[str, Any]) -> Optimizer:
         path: default if effect is None else schedule(effect, total, "config.optimizer.weight_decay_rules")
         for path, effect in rules.match(decay_table, paths, None, "config.optimizer.weight_decay_rules").items()
     }
+    by_muon = rules.match([Rule(pattern, True) for pattern in options.muon], paths, False, "config.optimizer.muon")
+    if vectors := [path for path, chosen in by_muon.items() if chosen and len(paths[path].shape) < 2]:
+        raise UserError(f"config.optimizer.muon: {vectors[0]} is no matrix; Muon moves matrices only")
+    adam = optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps)
     transform = optax.chain(
         optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps),
+        optax.partition(
+            {"muon": muon(), "adam": adam}, lambda tree: {path: "muon" if by_muon[path] else "adam" for path in tree}
+        )
+        if options.muon
+        else adam,
     )
     lr = warmup_cosine(options.learning_rate, options.warmup, options.end, total)
     return Optimizer(lr, multipliers, decays, transform)
+
+
+def muon() -> optax.GradientTransformation:
+    """Momentum with its singular values set to 1 (Muon: K. Jordan 2024, "Muon: an optimizer for hidden layers").
+
+    The last two axes of a parameter are its matrix; those before them stack matrices that are moved one by one. Updates
+    have a root mean square of `MUON_RMS` whatever their shape (arXiv 2502.16982, equation 4).
+    """
+    last_two = lambda x: optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)  # noqa: E731
+    return optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=lambda tree: jax.tree.map(last_two, tree)),
+        optax.stateless_with_tree_map(lambda update, _: update * MUON_RMS * max(update.shape[-2:]) ** 0.5),
+    )
 
 
 def _rules(rows: Sequence[Any], where: str) -> list[Rule]:

@@ -132,6 +132,7 @@ def _laptop() -> ConfigDict:
             "eps": 1e-6,
             "weight_decay": 0.05,
             "clip_norm": 1.0,
+            "muon": (),  # patterns on parameter paths: matrices moved by Muon instead of AdamW
             "freeze": (),  # patterns on parameter paths
             # (pattern, multiplier or schedule, may match nothing): the prototypes rest at first, as in DINO.
             "lr_rules": (("dino_head/prototypes", ("switch", 0.0, 1.0, 0.02), True),),

@@ -76,6 +76,18 @@ def test_a_checkpoint_of_another_model_names_what_differs(state, tmp_path):
         checkpoints.restore(0, abstract_state(shapes, shardings))
 
 
+def test_the_state_of_adam_and_muon_together_comes_back_to_the_bit(tmp_path):
+    learner, init = tiny.learner(tiny.config(optimizer__muon=("image/blocks/.*/kernel",)))
+    state, _ = jax.jit(learner.step)(jax.jit(init)(jax.random.key(0)), tiny.batch())
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(state, {})
+    checkpoints.wait()
+    target = abstract_state(jax.eval_shape(lambda: state), jax.tree.map(lambda x: x.sharding, state))
+    restored, _ = checkpoints.restore(1, target)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("file", ["params/_METADATA", "params/manifest.ocdbt", "data/metadata", "largest"])
 def test_a_damaged_checkpoint_is_one_line_that_names_its_folder(state, tmp_path, file):
     checkpoints = Checkpoints(tmp_path / "checkpoints")

@@ -123,3 +123,47 @@ def test_freezing_everything_is_refused():
 def test_a_freeze_pattern_that_matches_nothing_is_refused():
     with pytest.raises(UserError, match=r"'img/\.\*' matches no parameter"):
         build(freeze=("img/.*",))
+
+
+def orthogonal(matrix):
+    """Muon's five Newton-Schulz steps in float64; of a stack, on each matrix."""
+    if matrix.ndim > 2:
+        return np.stack([orthogonal(m) for m in matrix])
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonal(matrix.T).T
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (2, 4, 6)])
+def test_muon_equals_a_float64_oracle_on_matrices_and_on_stacks_of_them(shape):
+    rng = np.random.default_rng(0)
+    start, grads = rng.normal(size=shape), rng.normal(size=(3, *shape))
+    params = {"image": {"kernel": jnp.float32(start), "bias": jnp.ones(3)}}
+    config = tiny.config(objectives__distill=0, optimizer__lr_rules=())
+    with config.unlocked():
+        config.optimizer.update(
+            muon=(r"image/kernel",), learning_rate=0.1, warmup=0.25, weight_decay=0.3, clip_norm=0.0, end=0.0
+        )
+    optimizer = optim.build(config, params)
+    trainable, state = optimizer.split(params)[0], optimizer.init(params)
+    wanted, momentum = start, np.zeros(shape)
+    for step, grad in enumerate(grads):
+        flat = {"image/kernel": jnp.float32(grad), "image/bias": jnp.ones(3)}
+        trainable, state = optimizer.update(flat, state, trainable, jnp.int32(step))
+        momentum = 0.95 * momentum + 0.05 * grad
+        ahead = 0.95 * momentum / (1 - 0.95 ** (step + 2)) + 0.05 * grad / (1 - 0.95 ** (step + 1))
+        update = 0.2 * 6**0.5 * orthogonal(ahead)
+        wanted = wanted - float(optimizer.learning_rate(step)) * (update + 0.3 * wanted)
+    np.testing.assert_allclose(trainable["image/kernel"], wanted, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(trainable["image/bias"], 1)
+
+
+def test_muon_refuses_a_vector_and_a_pattern_that_matches_nothing():
+    with pytest.raises(UserError, match=r"config.optimizer.muon: image/bias is no matrix"):
+        build(muon=(r"image/.*",))
+    with pytest.raises(UserError, match=r"config.optimizer.muon: 'imagine/.*' matches no parameter"):
+        build(muon=(r"imagine/.*",))

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from agriclip_jax import mesh as meshes
+from agriclip_jax import rules
 from agriclip_jax.errors import UserError
 from agriclip_jax.state import batch_fields
 
@@ -58,6 +59,21 @@ def test_parameters_moments_and_teacher_are_sharded_alike():
     assert up(state.teacher) == up(state.params)
     assert state.opt_state[1].mu["image/blocks/mlp/up/kernel"].sharding.spec == up(state.params)
     assert state.step.sharding.is_fully_replicated
+
+
+def test_muon_gives_the_same_on_any_mesh_and_its_momentum_is_sharded_like_the_parameter():
+    muon = {"optimizer__muon": ("image/blocks/mlp/.*/kernel",)}
+    state, history = sharded_run("data=2,fsdp=2,tensor=2", **muon)
+    learner, alone = start(tiny.config(**muon))
+    step = jax.jit(learner.step)
+    for i, got in enumerate(history):
+        alone, wanted = step(alone, tiny.batch(seed=i))
+        assert got["loss"] == pytest.approx(float(wanted["loss"]), rel=1e-4)
+    path = "image/blocks/mlp/up/kernel"
+    (momentum,) = [
+        v for k, v in jax.tree_util.tree_leaves_with_path(state.opt_state) if rules.path_of(k).endswith(path)
+    ]
+    assert momentum.sharding.spec == jax.P(None, "fsdp", "tensor")
 
 
 def test_an_axis_that_does_not_divide_a_dimension_is_left_out():
