@@ -95,7 +95,9 @@ def build(config: ConfigDict, shapes: dict[str, Any]) -> Optimizer:
         for path, effect in rules.match(decay_table, paths, None, "config.optimizer.weight_decay_rules").items()
     }
     by_muon = rules.match([Rule(pattern, True) for pattern in options.muon], paths, False, "config.optimizer.muon")
-    if vectors := [path for path, chosen in by_muon.items() if chosen and len(paths[path].shape) < 2]:
+    # Stacked blocks have the layer axis in front: of two axes there, one is the vector's.
+    axes = {path: len(leaf.shape) - ("/blocks/" in path) for path, leaf in paths.items()}
+    if vectors := [path for path, chosen in by_muon.items() if chosen and axes[path] < 2]:
         raise UserError(f"config.optimizer.muon: {vectors[0]} is no matrix; Muon moves matrices only")
     adam = optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps)
     transform = optax.chain(

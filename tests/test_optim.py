@@ -162,6 +162,12 @@ def test_muon_equals_a_float64_oracle_on_matrices_and_on_stacks_of_them(shape):
     assert not np.allclose(trainable["image/bias"], 1)
 
 
+def test_muon_refuses_the_stacked_vectors_of_blocks():
+    config = tiny.config(optimizer__muon=("image/blocks/.*",))
+    with pytest.raises(UserError, match=r"config.optimizer.muon: image/blocks/.*(bias|scale) is no matrix"):
+        tiny.learner(config)
+
+
 def test_muon_refuses_a_vector_and_a_pattern_that_matches_nothing():
     with pytest.raises(UserError, match=r"config.optimizer.muon: image/bias is no matrix"):
         build(muon=(r"image/.*",))
