@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from agriclip_jax.data.corpus import KINDS
+
 ROOT = Path(__file__).parent.parent
 KEYS = [f"--config.{key}={value}" for key, value in tiny.SMALL.items()]
 
@@ -34,6 +36,13 @@ def test_the_input_is_timed_for_one_thread_and_for_all(tmp_path, corpus):
     assert told.returncode == 0, told.stderr
     figures = json.loads((tmp_path / "input.json").read_text())
     assert figures["images/s, 1 thread"] > 0 and figures["images/s per core, 1 thread"] > 0
+
+
+def test_drawing_the_corpus_is_timed_for_one_core(tmp_path):
+    told = bench("corpus", "--repeats=1", f"--out={tmp_path / 'corpus.json'}")
+    assert told.returncode == 0, told.stderr
+    figures = json.loads((tmp_path / "corpus.json").read_text())
+    assert figures["images/s per core"] > 0 and figures["classes"] == len(KINDS)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 python tools/bench.py step  [--config=configs/alive.py] [--config.KEY=VALUE ...]   the training step and the matmul peak
 python tools/bench.py input [--config=configs/alive.py] [--config.KEY=VALUE ...]   the input pipeline, for each core
+python tools/bench.py corpus                                                       drawing the embedded corpus
 """
 
 import argparse
@@ -15,7 +16,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("what", choices=("step", "input"))
+    parser.add_argument("what", choices=("step", "input", "corpus"))
     parser.add_argument("--config", default="configs/alive.py", metavar="FILE[:VARIANT]", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="default: %(default)s")
     parser.add_argument("--out", metavar="FILE.json", help="also write the figures")
@@ -30,7 +31,7 @@ def main() -> None:
     from agriclip_jax import config as configs
 
     config = configs.load(options.config, configs.overrides(rest))
-    figures = {"step": bench_step, "input": bench_input}[options.what](config, options.repeats)
+    figures = {"step": bench_step, "input": bench_input, "corpus": bench_corpus}[options.what](config, options.repeats)
     for name, value in figures.items():
         print(f"{name:34} {value:,.3f}" if isinstance(value, float) else f"{name:34} {value}")
     if options.out:
@@ -151,6 +152,22 @@ def bench_input(config, repeats: int) -> dict[str, float | str]:
         figures[f"images/s, {threads} thread{'s' * (threads > 1)}"] = float(np.median(clock))
         figures[f"images/s per core, {threads} thread{'s' * (threads > 1)}"] = float(np.median(cpu))
     return figures
+
+
+def bench_corpus(config, repeats: int) -> dict[str, float | str]:
+    """Images/s at which one core draws the embedded corpus, encoded and captioned, every class once a repeat."""
+    import numpy as np
+
+    from agriclip_jax.data import corpus
+
+    size, speeds = 64, []
+    for index in range(repeats):
+        used = time.process_time()
+        for kind in corpus.KINDS:
+            corpus.example(kind, kind.splits[0], index, seed=config.seed, size=size)
+        speeds.append(len(corpus.KINDS) / (time.process_time() - used))
+    speed = float(np.median(speeds))
+    return {"image side": float(size), "classes": float(len(corpus.KINDS)), "images/s per core": speed}
 
 
 if __name__ == "__main__":
