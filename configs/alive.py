@@ -146,13 +146,13 @@ def _laptop() -> ConfigDict:
 def _photos(config: ConfigDict) -> None:
     """A larger tower without distillation: on a CPU, twice the images teach more than a second loss on each."""
     config.recipe = "alive_photos"
-    config.total_steps, config.image_size = 3800, 64
+    config.total_steps, config.image_size = 2400, 72
     config.objectives.distill = 0.0
-    config.image.update(width=192, depth=6, heads=3, patch=16, pool="mean", pre_norm=False)
+    config.image.update(width=192, depth=6, heads=3)
     config.text.context_length = 20
     config.views["global"].update(count=1, scale=(0.5, 1.0))
     config.views["local"].count = 0
-    config.optimizer.update(learning_rate=1e-3, warmup=0.1)
+    config.optimizer.update(learning_rate=1e-3, warmup=0.1, muon=("(image|text)/blocks/.*/kernel",))
 
 
 def _accelerator(config: ConfigDict, *, size: str, batch_size: int, total_steps: int, prototypes: int) -> None:
