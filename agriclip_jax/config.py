@@ -99,40 +99,41 @@ WHERE = (
     "text/unroll",
 )
 
-# What a value must be, whether it is, and of which keys.
-BOUNDS: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+# What a value must be, whether it is, and of which keys; of a tuple or list, each number in it.
+BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "at least 1",
         lambda v: v >= 1,
-        (
-            "total_steps",
-            "batch_size",
-            "image_size",
-            "log_every",
-            "checkpoint/keep",
-            "embed_dim",
-            "image/patch",
-            "views/global/count",
-        ),
+        "total_steps batch_size image_size log_every checkpoint/keep embed_dim image/patch views/global/count "
+        "distill/hidden distill/bottleneck distill/prototypes text/vocab_size",
     ),
     (
         "at least 0",
         lambda v: v >= 0,
-        (
-            "seed",
-            "eval_every",
-            "checkpoint/every",
-            "data/threads",
-            "views/local/count",
-            "optimizer/clip_norm",
-            "image/unroll",
-            "text/unroll",
-        ),
+        "seed eval_every checkpoint/every data/threads views/global/size views/local/count views/local/size "
+        "image/width image/depth image/heads image/registers image/layer_scale image/unroll text/width text/depth "
+        "text/heads text/layer_scale text/unroll optimizer/learning_rate optimizer/eps optimizer/clip_norm",
     ),
-    ("at least 2, a start and an end", lambda v: v >= 2, ("text/context_length",)),
-    ("at least 0 and below 1", lambda v: 0 <= v < 1, ("image/drop_path", "text/drop_path")),
-    ("above 0 and at most 1", lambda v: 0 < v <= 1, ("image/token_keep",)),
-    ("above 0", lambda v: v > 0, ("temperature",)),
+    ("at least 2, a start and an end", lambda v: v >= 2, "text/context_length"),
+    (
+        "at least 0 and below 1",
+        lambda v: 0 <= v < 1,
+        "image/drop_path text/drop_path optimizer/b1 optimizer/b2 optimizer/warmup",
+    ),
+    (
+        "from 0 to 1",
+        lambda v: 0 <= v <= 1,
+        "distill/centre_momentum optimizer/end views/global/flip views/global/jitter_prob views/global/grayscale "
+        "views/global/blur views/global/solarise views/local/flip views/local/jitter_prob views/local/grayscale "
+        "views/local/blur views/local/solarise",
+    ),
+    ("above 0 and at most 1", lambda v: 0 < v <= 1, "image/token_keep views/global/scale views/local/scale"),
+    (
+        "above 0",
+        lambda v: v > 0,
+        "temperature distill/student_temperature views/global/ratio views/global/sigma views/local/ratio "
+        "views/local/sigma",
+    ),
 )
 
 
@@ -218,14 +219,21 @@ def check(config: ConfigDict) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config.{path.replace('/', '.')}: {value} is not finite")
     for words, holds, paths in BOUNDS:
-        for path in paths:
-            if not holds(flat[path]):
-                raise UserError(f"config.{path.replace('/', '.')}: {flat[path]} is not {words}")
+        for path in paths.split():
+            value = flat[path]
+            for part in value if isinstance(value, tuple | list) else (value,):
+                if not isinstance(part, NUMBER) or not holds(part):
+                    raise UserError(f"config.{path.replace('/', '.')}: {part!r} is not {words}")
+    for path in ("optimizer/muon", "optimizer/freeze"):
+        if wrong := [part for part in flat[path] if not isinstance(part, str)]:
+            raise UserError(f"config.{path.replace('/', '.')}: {wrong[0]!r} is not a pattern on parameter paths")
     for view in ("global", "local"):
+        key = f"views.{view}.size" if flat[f"views/{view}/size"] else "image_size"
         size = flat[f"views/{view}/size"] or flat["image_size"]
         if flat[f"views/{view}/count"] and size % flat["image/patch"]:
             raise UserError(
-                f"config.views.{view}.size: {size} is not a multiple of config.image.patch {flat['image/patch']}"
+                f"config.{key}: {size} is not a multiple of config.image.patch {flat['image/patch']}; "
+                f"use {max(size // flat['image/patch'], 1) * flat['image/patch']}, or another patch"
             )
     if flat.get("objectives/distill") and flat["views/global/count"] + flat["views/local/count"] < 2:
         raise UserError("config.objectives.distill compares views: give config.views.global.count 2, or local views")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,21 @@ def read_record(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also of bytes that are no UTF-8
         raise UserError(f"{path} is damaged ({error}); restore it, or make its folder again") from None
+
+
+def check_place(path: Path | str) -> None:
+    """Raises UserError when nothing can be made at `path`; costs nothing, so ask before long work."""
+    path = Path(os.path.abspath(path))
+    place = next(p for p in path.parents if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write into {place}, where {path.name} should be made; name another place")
+
+
+def check_file(path: Path | str) -> None:
+    """Raises UserError when no file can be written at `path`; costs nothing, so ask before long work."""
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    check_place(path)
 
 
 def write_whole(path: Path | str, text: str) -> None:

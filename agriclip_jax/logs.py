@@ -1,9 +1,10 @@
 """What a run writes while it goes: metrics.jsonl, TensorBoard events and the progress line."""
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,17 @@ class Log:
         self._workdir, self._last_shown, self._open_line = workdir, 0.0, False
         if not write:
             return
-        from tensorboardX import SummaryWriter
+        # Not `SummaryWriter`: its queue blocks for ever once its thread has met a full disk.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             _keep_rows(workdir / name, start)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        events = workdir / "tensorboard" / "events"
+        with _full_disk_told(events):
+            events.parent.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(events))
+            self._events.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def row(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
         """One row of `metrics.jsonl` and of the events, and the progress line."""
@@ -32,8 +39,7 @@ class Log:
             return
         row = {"step": step, "time": round(time.time(), 3)} | {k: _rounded(v) for k, v in scalars.items()}
         self._append("metrics.jsonl", row)
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        self._add_events(step, scalars)
         self._show(step, scalars, seconds_left)
 
     def evaluation(self, step: int, scores: Mapping[str, Any]) -> None:
@@ -41,25 +47,28 @@ class Log:
         if not self._write:
             return
         self._append("evaluations.jsonl", {"step": step, "time": round(time.time(), 3), **scores})
-        for name, value in scores.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"validation/{name}", value, step)
+        self._add_events(step, {f"validation/{n}": v for n, v in scores.items() if isinstance(v, int | float)})
 
     def close(self) -> None:
         if self._write:
-            self._board.close()
+            with contextlib.suppress(OSError):  # a full disk was told by the row that met it
+                self._events.close()
             if self._open_line:
                 print(flush=True)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        try:
-            with (self._workdir / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise RunFailure(
-                f"cannot write {self._workdir / name} ({error.strerror}); free space there and run the same command "
-                "again"
-            ) from None
+        path = self._workdir / name
+        with _full_disk_told(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _add_events(self, step: int, scalars: Mapping[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        with _full_disk_told(self._workdir / "tensorboard"):
+            for name, value in scalars.items():
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            self._events.flush()
 
     def _show(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
         terminal = sys.stdout.isatty()
@@ -74,6 +83,16 @@ class Log:
         line = "  ".join(parts)
         print(f"\r{line}\x1b[K" if terminal else line, end="" if terminal else "\n", flush=True)
         self._open_line = terminal
+
+
+@contextlib.contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFailure(
+            f"cannot write {path} ({error.strerror}); free space there and run the same command again"
+        ) from None
 
 
 def _keep_rows(path: Path, last: int) -> None:

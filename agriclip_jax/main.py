@@ -115,34 +115,36 @@ def run(argv: Sequence[str]) -> int:
     def validate(state: Any) -> tuple[float, dict[str, Any]]:
         return score(model.at(state.params, int(state.step)), validation)
 
-    log = Log(workdir, total_steps=config.total_steps, start=newest or 0, write=first)
     try:
-        ended = fit(
-            learner,
-            state,
-            shardings,
-            batches,
-            lambda rows: mesh.place_batch(rows, sharding),
-            total_steps=config.total_steps,
-            every=Every(config.log_every, config.eval_every, config.checkpoint.every),
-            checkpoints=checkpoints,
-            log=log,
-            workdir=workdir,
-            evaluate=validate if validation else None,
-        )
-    except UserError:
+        log = Log(workdir, total_steps=config.total_steps, start=newest or 0, write=first)
+        with contextlib.closing(log):
+            ended = fit(
+                learner,
+                state,
+                shardings,
+                batches,
+                lambda rows: mesh.place_batch(rows, sharding),
+                total_steps=config.total_steps,
+                every=Every(config.log_every, config.eval_every, config.checkpoint.every),
+                checkpoints=checkpoints,
+                log=log,
+                workdir=workdir,
+                evaluate=validate if validation else None,
+            )
+        step, stopped = int(ended.state.step), ended.stopped
+        checkpoints.close()
+        if not stopped:
+            try:
+                finish(model.at(ended.state.params, step), alive, workdir, say, first)
+            except KeyboardInterrupt:
+                stopped = True
+        if stopped:
+            say(f"stopped; step {step} is saved in {workdir / 'checkpoints'}. To continue:\n  {command}")
+        return 0
+    except UserError as error:
         with contextlib.suppress(RunFailure):
             checkpoints.wait()  # one on its way is finished first
-        raise
-    finally:
-        log.close()
-    step = int(ended.state.step)
-    checkpoints.close()
-    if ended.stopped:
-        say(f"stopped; step {step} is saved in {workdir / 'checkpoints'}. To continue:\n  {command}")
-        return 0
-    finish(model.at(ended.state.params, step), alive, workdir, say, first)
-    return 0
+        raise RunFailure(str(error)) from error  # whatever it was: the run had begun
 
 
 def start_jax(options: argparse.Namespace) -> None:
@@ -158,7 +160,13 @@ def start_jax(options: argparse.Namespace) -> None:
         except (ValueError, RuntimeError) as error:
             raise UserError(f"--coordinator={options.coordinator}: {' '.join(str(error).split())[:200]}") from None
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise UserError(
+                f"SLURM says {os.environ['SLURM_NTASKS']} tasks, and they cannot find each other "
+                f"({' '.join(str(error).split())[:120]}); start them with srun, or set SLURM_NTASKS=1 for one process"
+            ) from None
     elif importlib.util.find_spec("libtpu") and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
         try:
             jax.distributed.initialize()

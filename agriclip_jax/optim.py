@@ -57,7 +57,7 @@ class Optimizer:
         """New flat trainable parameters and optimiser state from flat gradients."""
         lr = self.learning_rate(step)
         multiplier = {path: self.multipliers[path](step) for path in trainable}
-        # A parameter at rest gathers no moments either, as if it had no gradient.
+        # A parameter at rest gathers no moments either.
         grads = {path: g * (multiplier[path] != 0) for path, g in grads.items()}
         moved, opt_state = self.transform.update(grads, opt_state, trainable)
         new = {

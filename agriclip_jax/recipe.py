@@ -1,6 +1,5 @@
 """From a configuration to the things it names: towers, objectives, optimiser, views."""
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 from agriclip_jax import encoders, objectives, optim
 from agriclip_jax.data import pipeline
 from agriclip_jax.data.pipeline import TrainBatches
-from agriclip_jax.data.records import Alive
+from agriclip_jax.data.records import Alive, cores
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import ViewSpec
 from agriclip_jax.encoders import Network, text, vit
@@ -84,7 +83,7 @@ def batches(config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Lea
         needs=batch_fields(learner.objectives),
         batch_size=config.batch_size,
         seed=config.seed,
-        threads=threads or config.data.threads or len(os.sched_getaffinity(0)),
+        threads=threads or config.data.threads or cores(),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -38,7 +38,7 @@ class Every:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended."""
+    """How a run ended; `stopped`: it was asked to stop, which it may be after its last step too."""
 
     state: State
     stopped: bool
@@ -82,10 +82,11 @@ def fit(
     step_function = jax.jit(learner.step, donate_argnums=0, out_shardings=(shardings, None))
     start = step = int(state.step)
     meter = Meter(log, total_steps, every.log, step)
+    stop = False
     ahead = read(batches, place) if step < total_steps else None
     pending = None
     with stop_requests(checkpoints) as stop_requested:
-        while step < total_steps:
+        while step < total_steps and not stop:
             batch, position, waited = ahead
             state, metrics = step_function(state, batch)
             step += 1
@@ -94,7 +95,7 @@ def fit(
             if pending:
                 meter.add(*_checked(learner, state, workdir, *pending))
             pending = (step, metrics, batch, waited)
-            stop = step < total_steps and stop_requested(step)
+            stop = stop_requested(step)
             evaluating = evaluate is not None and (
                 step == total_steps or (every.evaluation and step % every.evaluation == 0)
             )
@@ -103,17 +104,15 @@ def fit(
                 meter.add(*_checked(learner, state, workdir, *pending))
                 pending = None
                 score = None
-                if evaluating and not stop:
+                if evaluating:
                     with meter.paused():
                         score, row = evaluate(state)
                     log.evaluation(step, {"score": score, **row})
                 checkpoints.save(state, position, score=score)
-            if stop:
-                checkpoints.wait()
-                return Ended(state, True)
-    if step > start:
-        checkpoints.wait()
-    return Ended(state, False)
+        if step > start:
+            checkpoints.wait()
+            stop = stop or stop_requested(step)
+    return Ended(state, stop)
 
 
 def read(

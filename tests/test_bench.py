@@ -50,7 +50,10 @@ def test_drawing_the_corpus_is_timed_for_one_core(tmp_path):
     [
         (["step", "--repeats=0"], "--repeats=0 is less than 1"),
         (["step", "--config.batchsize=3"], "did you mean 'batch_size'"),
-        (["step", "--out=README.md/x.json", "--repeats=1", *KEYS], "could not write README.md/x.json"),
+        (
+            ["step", "--out=README.md/x.json", "--repeats=1", *KEYS],
+            "README.md, where x.json should be made",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):

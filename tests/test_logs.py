@@ -1,9 +1,11 @@
 """What a run writes while it goes: rows, events, and one line that says how far it is."""
 
 import json
+import resource
 
 import pytest
 
+from agriclip_jax.errors import RunFailure
 from agriclip_jax.logs import Log
 
 ROW = {"loss": 2.34567, "loss/contrastive": 2.0, "images_per_s": 181.4}
@@ -65,6 +67,38 @@ def test_continuing_drops_the_rows_that_will_be_made_again_and_a_row_cut_short(t
         rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["score"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("room", [0, 500, 1500])
+def test_a_full_disk_is_one_line_whichever_file_meets_it_first(tmp_path, room):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(RunFailure, match=r"cannot write .*free space there and run the same command again"):
+            log = Log(tmp_path, total_steps=999)
+            for step in range(1, 999):
+                log.row(step, ROW, seconds_left=1.0)
+        if room:
+            log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_the_events_hold_every_value(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    log = Log(tmp_path, total_steps=2)
+    log.row(1, ROW, seconds_left=1.0)
+    log.evaluation(1, {"score": 0.5, "note": "text"})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, values = file.read_bytes(), {}  # before the end of the run: it can be watched
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        for value in Event.FromString(data[12 : 12 + length]).summary.value:
+            values[value.tag] = value.simple_value
+        data = data[16 + length :]
+    log.close()
+    assert values == pytest.approx(ROW | {"validation/score": 0.5})
 
 
 def test_other_processes_write_nothing(tmp_path, capsys):

@@ -1,7 +1,9 @@
 """The command, end to end: what it writes, what it refuses, and that a stopped run continues to the same bits."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +179,62 @@ def test_a_stopped_run_continues_to_the_same_bits(finished, corpus, tmp_path):
     assert equal_bits(params(workdir, "teacher"), params(finished, "teacher"))
     assert [row["step"] for row in rows(workdir)] == list(range(1, 9))
     assert [row["loss"] for row in rows(workdir)] == [row["loss"] for row in rows(finished)]
+
+
+class Asked(Checkpoints):
+    """Checkpoints of a run that is asked to stop at a step: SIGTERM comes while the step is saved or evaluated."""
+
+    at: int
+
+    def save(self, state, position, *, score=None):
+        super().save(state, position, score=score)
+        if int(state.step) == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def scores(workdir):
+    lines = (workdir / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(row["step"], row["score"]) for row in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize("at", [3, 8])
+def test_a_run_asked_to_stop_where_it_evaluates_ends_with_the_same_evaluations_and_report(
+    corpus, tmp_path, monkeypatch, capsys, at
+):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert command.run(arguments(whole, corpus, eval_every=4)) == 0
+    monkeypatch.setattr(Asked, "at", at, raising=False)
+    monkeypatch.setattr("agriclip_jax.checkpoint.Checkpoints", Asked)
+    assert command.run(arguments(stopped, corpus, eval_every=4)) == 0
+    assert f"stopped; step {at if at == 8 else at + 1} is saved" in capsys.readouterr().out
+    assert not (stopped / "report.html").exists()
+    monkeypatch.setattr("agriclip_jax.checkpoint.Checkpoints", Checkpoints)
+    assert command.run(arguments(stopped, corpus, eval_every=4)) == 0
+    assert (stopped / "report.html").is_file()
+    assert scores(stopped) == scores(whole) and [step for step, _ in scores(whole)] == [4, 8]
+
+
+def test_what_goes_wrong_after_training_began_is_a_failure_and_not_bad_input(corpus, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise UserError("could not write report.html: No space left on device")
+
+    monkeypatch.setattr("agriclip_jax.report.write_report", full)
+    with pytest.raises(RunFailure, match="could not write report") as error:
+        command.run(arguments(tmp_path / "run", corpus, total_steps=2))
+    assert error.value.status == 1
+
+
+def test_tasks_of_slurm_that_cannot_find_each_other_are_one_line(corpus, tmp_path):
+    slurm = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "12"}
+    run = subprocess.run(
+        [sys.executable, "-m", "agriclip_jax.main", *arguments(tmp_path / "run", corpus)],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("SLURM")} | slurm,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.count("\n") == 1 and "start them with srun, or set SLURM_NTASKS=1" in run.stderr
 
 
 def test_extending_says_that_the_schedule_changes_and_goes_on(finished, corpus, tmp_path, capsys):

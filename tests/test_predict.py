@@ -147,6 +147,7 @@ def test_help_answers_at_once_and_without_jax(tool):
         ("predict.py", ["--ckpt=missing", "nothing-*.jpg"], "no photo matches nothing-*.jpg"),
         ("predict.py", ["--ckpt=missing", "{x}", "--cls=one"], "give two or more"),
         ("predict.py", ["--ckpt=missing", "{x}", "--k=0"], "--k=0: give 1 or more"),
+        ("predict.py", ["--ckpt=missing", "{x}", "--output={x}"], "is a folder; name a file"),
         ("zeroshot.py", ["--ckpt=missing", "--tasks={x}"], "missing is not the workdir of a run"),
         ("zeroshot.py", ["--ckpt=missing", "--tasks={x}", "--use=pupil"], "'pupil' is neither student nor teacher"),
     ],
@@ -210,6 +211,12 @@ def test_predict_answers_from_a_checkpoint_with_the_runs_own_classes(run, monkey
     assert len(rows) == 61 and {row["class"] for row in rows} == {"red apple", "green apple", ""}
     good = [float(row["probability"]) for row in rows if row["probability"]]
     assert np.add.reduceat(good, range(0, 60, 2)) == pytest.approx(1, abs=2e-6)
+
+
+def test_zeroshot_keeps_its_results_in_the_workdir_unless_told_where(run, monkeypatch, capsys):
+    status, shown = call(monkeypatch, capsys, "zeroshot.py", f"--ckpt={run / 'workdir'}", f"--tasks={run / 'alive'}")
+    assert status == 0 and f"wrote {run / 'workdir' / 'zeroshot-alive.json'}" in shown.out.replace("\n", "")
+    assert json.loads((run / "workdir" / "zeroshot-alive.json").read_text(encoding="utf-8"))["results"]
 
 
 def test_predict_prints_a_table_for_classes_the_user_names(run, monkeypatch, capsys):

@@ -267,7 +267,7 @@ def test_two_builds_may_race_when_their_content_is_the_same(tmp_path, same):
         (lambda path: path.rename(path.with_name("elsewhere")), "there is no ALive folder"),
         (lambda path: (path / "alive.json").unlink(), "is not an ALive folder"),
         (lambda path: (path / "dataset_info.json").unlink(), "is not an ALive folder"),
-        (lambda path: (path / "alive.json").write_text("{", encoding="utf-8"), "cannot be read"),
+        (lambda path: (path / "alive.json").write_text("{", encoding="utf-8"), "is damaged"),
         (lambda path: (path / "alive.json").write_text("[]", encoding="utf-8"), "cannot be read"),
         (lambda path: (path / "alive-test.array_record-00000").unlink(), "1 of 2 shards missing or cut off"),
         (lambda path: os.truncate(path / "alive-train.array_record-00000", 9), "1 of 2 shards missing or cut off"),

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from agriclip_jax.data.records import shrink
+from agriclip_jax.data.sources import fault
 from agriclip_jax.data.views import ViewSpec, crops, decode, eval_view, load_view
 from agriclip_jax.errors import UserError
 
@@ -66,6 +68,19 @@ def test_a_photo_taken_sideways_stands_upright():
     upright = np.asarray(decode(encoded(lying, "JPEG", exif=exif)))
     assert upright.shape == (40, 20, 3)
     assert upright[5, 10, 0] > 200 and upright[35, 10, 2] > 200
+
+
+@pytest.mark.parametrize("tag", [0x011A, 0x0128, 0x0213])  # resolution, its unit, position of the chroma
+def test_exif_that_pillow_cannot_write_anew_still_turns_a_photo(tag):
+    entry = struct.Struct("<HHI4s").pack
+    tags = entry(0x0112, 3, 1, b"\x06\0\0\0") + entry(tag, 2, 3, b"72\0\0")  # text where a number belongs
+    if tag < 0x0112:
+        tags = tags[12:] + tags[:12]
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + tags + struct.pack("<I", 0)
+    data = encoded(Image.new("RGB", (40, 20), "blue"), "JPEG", exif=exif)
+    assert decode(data).size == (20, 40)
+    assert Image.open(io.BytesIO(shrink(data, 20))).size == (10, 20)
+    assert fault(data) == ""
 
 
 def test_transparent_parts_are_white():

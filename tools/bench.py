@@ -6,6 +6,7 @@ python tools/bench.py corpus                                                    
 """
 
 import argparse
+import json
 import sys
 import time
 
@@ -29,16 +30,15 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     options, rest = parse_arguments()
     from agriclip_jax import config as configs
+    from agriclip_jax.files import check_file, write_whole
 
+    if options.out:
+        check_file(options.out)
     config = configs.load(options.config, configs.overrides(rest))
     figures = {"step": bench_step, "input": bench_input, "corpus": bench_corpus}[options.what](config, options.repeats)
     for name, value in figures.items():
         print(f"{name:34} {value:,.3f}" if isinstance(value, float) else f"{name:34} {value}")
     if options.out:
-        import json
-
-        from agriclip_jax.files import write_whole
-
         write_whole(options.out, json.dumps(figures, indent=1) + "\n")
 
 
@@ -124,20 +124,18 @@ def random_rows(config, views, needs, tokenizer) -> dict:
 
 def bench_input(config, repeats: int) -> dict[str, float | str]:
     """Images/s of the training pipeline for one thread and for all cores: by the clock, and by a core's own time."""
-    import os
-
     import numpy as np
 
     from agriclip_jax import recipe
     from agriclip_jax.data import corpus, pipeline
-    from agriclip_jax.data.records import Alive
+    from agriclip_jax.data.records import Alive, cores
     from agriclip_jax.data.tokenizers import train as train_tokenizer
 
     alive = Alive.open(config.data.path or corpus.ensure())
     tokenizer = train_tokenizer(pipeline.captions(alive, "train"), config.text.vocab_size)
     learner, _ = recipe.learner(config, recipe.towers(config, tokenizer))
-    figures: dict[str, float | str] = {"examples": float(alive.splits["train"]), "cores": float(os.cpu_count() or 1)}
-    for threads in sorted({1, os.cpu_count() or 1}):
+    figures: dict[str, float | str] = {"examples": float(alive.splits["train"]), "cores": float(cores())}
+    for threads in sorted({1, cores()}):
         batches = recipe.batches(config, alive, tokenizer, learner, threads)
         for _ in range(threads + 2):
             next(batches)

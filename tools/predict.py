@@ -34,8 +34,10 @@ def main() -> int:
     if arguments.k < 1:
         raise UserError(f"--k={arguments.k}: give 1 or more")
     from agriclip_jax.evaluate import predict, tasks
-    from agriclip_jax.files import write_whole
+    from agriclip_jax.files import check_file, write_whole
 
+    if arguments.output:
+        check_file(arguments.output)
     files = predict.find_photos(arguments.photos)
     classes = predict.given_classes(arguments.cls) if arguments.cls is not None else None
 

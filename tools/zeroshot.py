@@ -8,7 +8,9 @@ A task is a folder with one folder for each class, a .zip or .tar of one, a fold
 """
 
 import argparse
+import re
 import sys
+from pathlib import Path
 
 from agriclip_jax.errors import exit_on_user_error
 
@@ -29,7 +31,9 @@ def parse_arguments() -> argparse.Namespace:
         help="train, val, test or all (default: test of an ALive folder or a dataset the run was trained on, else all)",
     )
     parser.add_argument("--template", action="append", default=[], metavar="'a photo of {}'", help="may be repeated")
-    parser.add_argument("--out", metavar="FILE.json", help="write the results there")
+    parser.add_argument(
+        "--out", metavar="FILE.json", help="where the results go (default: zeroshot-TASKS.json in WORKDIR)"
+    )
     parser.add_argument("--meta", metavar="FILE", help="JSON list of records: name, domain, classes, templates")
     return parser.parse_args()
 
@@ -41,8 +45,11 @@ def main() -> int:
 
     from agriclip_jax import inference
     from agriclip_jax.evaluate import tasks, zeroshot
+    from agriclip_jax.files import check_file
 
     model = inference.load(arguments.ckpt, step=arguments.step, use=arguments.use)
+    out = arguments.out or default_out(arguments.ckpt, arguments.tasks)
+    check_file(out)
     asked = tasks.load_tasks(
         arguments.tasks,
         split=arguments.split,
@@ -57,10 +64,15 @@ def main() -> int:
         results = zeroshot.evaluate(model, asked, progress=lambda done: bar.advance(images, done))
     print(f"{model.workdir}, step {model.step}, {model.use}; shares in %")
     zeroshot.show(results)
-    if arguments.out:
-        zeroshot.write(results, arguments.out, model)
-        print(f"wrote {arguments.out}")
+    zeroshot.write(results, out, model)
+    print(f"wrote {out}")
     return 0
+
+
+def default_out(workdir: str, tasks: str) -> Path:
+    """A file in the workdir, named after the folders and archives that were asked."""
+    names = "-".join(Path(part.strip()).name.split(".")[0] for part in tasks.split(",") if part.strip())
+    return Path(workdir) / f"zeroshot-{re.sub(r'[^A-Za-z0-9_-]+', '_', names)[:80]}.json"
 
 
 if __name__ == "__main__":

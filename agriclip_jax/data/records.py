@@ -24,13 +24,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from agriclip_jax.errors import UserError, near_misses
+from agriclip_jax.files import check_place, read_record
 
 CAPTION_KINDS = ("template", "knowledge", "taxonomy", "rewritten", "described")
 MAX_PIXELS = 200_000_000  # a larger image is refused before it is decoded
 EXAMPLES_PER_SHARD = 2048
+
+# EXIF orientation -> what turns such an image upright (Exif 2.3, tag 274).
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Pillow refuses above twice its limit and warns above it: this makes "refuse above MAX_PIXELS" hold everywhere.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
@@ -143,9 +155,7 @@ def check_out(out: Path | str, *, overwrite: bool = False) -> None:
             raise UserError(f"{out} already holds a finished ALive folder; name a new one, or give --overwrite")
     elif out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a new folder")
-    place = next(p for p in (out, *out.parents) if p.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write into {place}, where {out.name} should be made; name another place")
+    check_place(out)
 
 
 @contextlib.contextmanager
@@ -198,7 +208,7 @@ def _move_into_place(partial: Path, out: Path, overwrite: bool) -> None:
             raise
         # Another process finished the same build first: as good as ours when the content is equal.
         ours, theirs = partial / "alive.json", out / "alive.json"
-        if not theirs.is_file() or _read_json(theirs)["fingerprint"] != _read_json(ours)["fingerprint"]:
+        if not theirs.is_file() or read_record(theirs)["fingerprint"] != read_record(ours)["fingerprint"]:
             raise
 
 
@@ -344,10 +354,6 @@ def _check_shards(folder: Path, name: str, counts: Mapping[str, int]) -> None:
             raise OSError(f"{count} examples of {split} were written, {found} are on the disk (is it full?)")
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 @dataclass(frozen=True)
 class Alive:
     """An opened ALive folder.
@@ -383,7 +389,7 @@ class Alive:
         if not (path / "alive.json").is_file() or not (path / "dataset_info.json").is_file():
             raise UserError(f"{path} is not an ALive folder (it has no alive.json beside a dataset_info.json); {make}")
         try:
-            about = _read_json(path / "alive.json")
+            about = read_record(path / "alive.json")
             shards = about["shards"]
             alive = cls(
                 path=path,
@@ -394,7 +400,7 @@ class Alive:
                 },
                 fingerprint=about["fingerprint"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path / 'alive.json'} cannot be read ({error!r}); build the folder again") from error
         broken = [n for n, size in shards.items() if not (path / n).is_file() or (path / n).stat().st_size != size]
         if broken:
@@ -459,6 +465,19 @@ class Source(Sequence):
         return f"Source({self._name})"
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data says; as it is where those cannot be read.
+
+    Pillow's `exif_transpose` also writes those anew, which fails for tags to which some program gave another type.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken EXIF raises many kinds
+        return image
+    method = UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
 def shrink(image: bytes, max_side: int) -> bytes:
     """The image with its longer side at most `max_side` pixels, upright, in its own format (GIF becomes PNG).
 
@@ -469,7 +488,7 @@ def shrink(image: bytes, max_side: int) -> bytes:
         return image
     kind = {"GIF": "PNG", "MPO": "JPEG"}.get(opened.format, opened.format)  # MPO: several JPEGs of one shot
     opened.draft(opened.mode, (2 * max_side, 2 * max_side))  # a JPEG decoder skips the detail nobody will see
-    opened = ImageOps.exif_transpose(opened)
+    opened = upright(opened)
     if opened.mode not in ("L", "RGB", "RGBA") or (kind == "JPEG" and opened.mode == "RGBA"):
         opened = opened.convert("RGBA" if opened.has_transparency_data and kind != "JPEG" else "RGB")
     opened.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
@@ -478,9 +497,15 @@ def shrink(image: bytes, max_side: int) -> bytes:
     return shrunk.getvalue()
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    # macOS and Windows know no affinity.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def parallel_map(function: Callable, items: Iterable, *, threads: int | None = None) -> Iterator:
     """`map` in threads, in order, holding only a few items at a time."""
-    threads = threads or os.cpu_count() or 1
+    threads = threads or cores()
     waiting = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 
-from agriclip_jax.data.records import MAX_PIXELS
+from agriclip_jax.data.records import MAX_PIXELS, upright
 from agriclip_jax.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -101,8 +101,7 @@ def decode(data: bytes, side: int | None = None) -> Image.Image:
             raise Image.DecompressionBombError
         if side:
             image.draft(image.mode, (side, side))  # JPEG only: the decoder skips detail
-        ImageOps.exif_transpose(image, in_place=True)
-        image = _rgb(image)
+        image = _rgb(upright(image))
         factor = min(image.size) // side if side else 1
         return image.reduce(factor) if factor > 1 else image
     except Image.DecompressionBombError:

@@ -33,7 +33,7 @@ def dino(student: jax.Array, targets: jax.Array, *, temperature: float) -> jax.A
       float32 [].
     """
     log_p = jax.nn.log_softmax(student / temperature, axis=-1)
-    cross = -jnp.einsum("bqk,bvk->qv", targets, log_p) / student.shape[0]
+    cross = -jnp.einsum("bqk,bvk->qv", targets, log_p, precision=jax.lax.Precision.HIGHEST) / student.shape[0]
     other = 1.0 - jnp.eye(*cross.shape)
     return jnp.sum(cross * other) / jnp.sum(other)
 

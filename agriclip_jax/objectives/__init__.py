@@ -27,7 +27,7 @@ def build(config: ConfigDict, towers: Mapping[str, Network]) -> dict[str, Object
     for name, weight in config.objectives.items():
         if name not in OBJECTIVES:
             raise UserError(f"config.objectives: unknown objective {name!r}{near_misses(name, OBJECTIVES)}")
-        if weight:
+        if weight != 0:
             chosen[name] = OBJECTIVES[name](config, towers)
     if not chosen:
         raise UserError("config.objectives: every weight is 0; give at least one objective a weight")
