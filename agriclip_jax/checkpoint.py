@@ -65,6 +65,10 @@ class Checkpoints:
             raise UserError(
                 f"cannot write checkpoints to {folder}: {error.strerror or error}; free space or give another --workdir"
             ) from None
+        except ValueError as error:
+            raise UserError(
+                f"one of the checkpoints in {folder} has damaged metrics ({_reason(error)}); remove its folder"
+            ) from error
 
     def save(self, state: State, position: Mapping[str, Any], *, score: float | None = None) -> None:
         """Starts saving; returns when the arrays are copied. `score`: of the validation split, higher is better.
@@ -146,10 +150,11 @@ class Checkpoints:
     def _restore(self, step: int, trees: Mapping[str, Any], **more: Any) -> Any:
         try:
             metadata = self._manager.item_metadata(step)
+            items = {name: metadata[name] for name in trees}
         except (OSError, ValueError, KeyError) as error:
             raise UserError(self._damaged(step, error)) from error
         for name, tree in trees.items():
-            saved = metadata[name]
+            saved = items[name]
             if saved is None:
                 raise UserError(f"the checkpoint of step {step} in {self.folder} holds no {name!r}")
             shapes = {rules.path_of(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(saved)}

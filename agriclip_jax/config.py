@@ -99,6 +99,9 @@ WHERE = (
     "text/unroll",
 )
 
+# Keys that may be schedules, such as ("cosine", 1.0, 0.0): there the bounds hold for where they start and end.
+SCHEDULES = ("distill/teacher_temperature", "distill/momentum", "optimizer/weight_decay")
+
 # What a value must be, whether it is, and of which keys; of a tuple or list, each number in it.
 BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
@@ -112,8 +115,11 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda v: v >= 0,
         "seed eval_every checkpoint/every data/threads views/global/size views/local/count views/local/size "
         "image/width image/depth image/heads image/registers image/layer_scale image/unroll text/width text/depth "
-        "text/heads text/layer_scale text/unroll optimizer/learning_rate optimizer/eps optimizer/clip_norm",
+        "text/heads text/layer_scale text/unroll optimizer/learning_rate optimizer/weight_decay optimizer/eps "
+        "optimizer/clip_norm views/global/jitter views/local/jitter",
     ),
+    ("at most 2,147,483,647", lambda v: v < 1 << 31, "total_steps batch_size image_size eval_every checkpoint/every"),
+    ("at most 4,294,967,295", lambda v: v < 1 << 32, "seed"),
     ("at least 2, a start and an end", lambda v: v >= 2, "text/context_length"),
     (
         "at least 0 and below 1",
@@ -123,7 +129,8 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "from 0 to 1",
         lambda v: 0 <= v <= 1,
-        "distill/centre_momentum optimizer/end views/global/flip views/global/jitter_prob views/global/grayscale "
+        "distill/centre_momentum distill/momentum optimizer/end "
+        "views/global/flip views/global/jitter_prob views/global/grayscale "
         "views/global/blur views/global/solarise views/local/flip views/local/jitter_prob views/local/grayscale "
         "views/local/blur views/local/solarise",
     ),
@@ -131,8 +138,8 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "above 0",
         lambda v: v > 0,
-        "temperature distill/student_temperature views/global/ratio views/global/sigma views/local/ratio "
-        "views/local/sigma",
+        "temperature distill/student_temperature distill/teacher_temperature "
+        "views/global/ratio views/global/sigma views/local/ratio views/local/sigma",
     ),
 )
 
@@ -221,6 +228,8 @@ def check(config: ConfigDict) -> None:
     for words, holds, paths in BOUNDS:
         for path in paths.split():
             value = flat[path]
+            if path in SCHEDULES and isinstance(value, tuple | list):
+                value = [part for part in value[1:3] if isinstance(part, NUMBER)]  # its form is checked elsewhere
             for part in value if isinstance(value, tuple | list) else (value,):
                 if not isinstance(part, NUMBER) or not holds(part):
                     raise UserError(f"config.{path.replace('/', '.')}: {part!r} is not {words}")

@@ -9,16 +9,21 @@ from typing import Any
 from agriclip_jax.errors import UserError
 
 
-def read_record(path: Path) -> Any:
-    """The content of a JSON file.
+def read_record(path: Path, *keys: str) -> Any:
+    """The content of a JSON file; with `keys`, a dictionary that has them.
 
     Raises:
-      UserError: it was cut off or changed.
+      UserError: it is missing, was cut off or was changed.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); restore it, or make its folder again") from None
     except ValueError as error:  # also of bytes that are no UTF-8
         raise UserError(f"{path} is damaged ({error}); restore it, or make its folder again") from None
+    if keys and not (isinstance(record, dict) and all(key in record for key in keys)):
+        raise UserError(f"{path} is damaged (it has no {' or no '.join(keys)}); restore it, or make its folder again")
+    return record
 
 
 def check_place(path: Path | str) -> None:
@@ -48,7 +53,9 @@ def write_whole(path: Path | str, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8", newline="")
         partial.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise UserError(f"could not write {path}: {error.strerror or error}") from error

@@ -135,18 +135,30 @@ def load(workdir: str | Path, *, step: int | str | None = None, use: str = "stud
         raise UserError(
             f"{workdir} is not the workdir of a run: it holds no config.json; train one with agriclip_jax.main"
         )
-    config = ConfigDict(read_record(workdir / "config.json"))
+    config = ConfigDict(read_record(workdir / "config.json", "image", "text", "checkpoint"))
     tokenizer = Tokenizer.load(workdir / "tokenizer.json")
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet; train longer, or set config.checkpoint.every")
     checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
-    asked = "the newest step" if step is None else f"step {step}"
-    step = checkpoints.latest() if step is None else checkpoints.best() if step == "best" else step
-    if step not in checkpoints.steps():
-        have = ", ".join(map(str, checkpoints.steps())) or "none"
-        raise UserError(f"{workdir} holds no checkpoint of {asked}; it has: {have}")
-    towers = recipe.towers(config, tokenizer)
-    _, init = recipe.learner(config, towers)
+    have = ", ".join(map(str, checkpoints.steps())) or "none"
+    if step == "best":
+        found = checkpoints.best()
+        if found is None:
+            raise UserError(f"{workdir} was never scored on a validation split, so none is best; it has: {have}")
+    else:
+        found = checkpoints.latest() if step is None else int(step) if str(step).isdecimal() else None
+        if found not in checkpoints.steps():
+            asked = "the newest step" if step is None else f"step {step}"
+            raise UserError(f"{workdir} holds no checkpoint of {asked}; it has: {have}")
+    step = found
+    try:
+        towers = recipe.towers(config, tokenizer)
+        _, init = recipe.learner(config, towers)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{workdir / 'config.json'} is damaged or of another version of agriclip_jax ({error}); restore it, or "
+            "train anew"
+        ) from error
     mesh = meshes.make("auto")
     shapes = jax.eval_shape(init, jax.random.key(0))
     whole = NamedSharding(mesh, PartitionSpec())

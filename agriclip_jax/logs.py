@@ -96,15 +96,15 @@ def _full_disk_told(path: Path) -> Iterator[None]:
 
 
 def _keep_rows(path: Path, last: int) -> None:
-    """Drops rows after step `last`, and a last row that was cut in writing."""
+    """Drops rows after step `last`, and what is no row, such as one that was cut in writing."""
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= last:
                 kept.append(line + "\n")
-        except json.JSONDecodeError:
+        except (ValueError, KeyError, TypeError):  # cut off, or no row at all
             continue
     write_whole(path, "".join(kept))
 

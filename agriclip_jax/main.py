@@ -5,6 +5,7 @@ python -m agriclip_jax.main --config=configs/alive.py [--workdir=DIR] [--config.
 
 import argparse
 import contextlib
+import fcntl
 import importlib.metadata
 import importlib.util
 import json
@@ -12,7 +13,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--process_id", type=int, metavar="I")
     options, rest = parser.parse_known_args(list(argv))
     given = [options.coordinator, options.num_processes, options.process_id]
+    if options.workdir == "":
+        parser.error("--workdir= is empty; name a folder, or leave it out")
     if any(v is not None for v in given) and None in given:
         parser.error("--coordinator, --num_processes and --process_id go together")
     return options, rest
@@ -60,6 +63,11 @@ def run(argv: Sequence[str]) -> int:
       UserError: for bad input or configuration, before anything is written.
       RunFailure: when a run that began cannot go on.
     """
+    with contextlib.ExitStack() as held:
+        return _run(argv, held)
+
+
+def _run(argv: Sequence[str], held: contextlib.ExitStack) -> int:
     options, rest = parse(argv)
     from agriclip_jax import config as configs
 
@@ -95,6 +103,7 @@ def run(argv: Sequence[str]) -> int:
     batches = recipe.batches(config, alive, tokenizer, learner)
     together("everyone has read the workdir")
     if first:
+        held.enter_context(claimed(workdir))
         prepare_workdir(workdir, config, alive, tokenizer)
     together("the workdir is written")
     checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
@@ -159,7 +168,7 @@ def start_jax(options: argparse.Namespace) -> None:
             jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
         except (ValueError, RuntimeError) as error:
             raise UserError(f"--coordinator={options.coordinator}: {' '.join(str(error).split())[:200]}") from None
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+    elif os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in os.environ:
         try:
             jax.distributed.initialize()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -172,6 +181,31 @@ def start_jax(options: argparse.Namespace) -> None:
             jax.distributed.initialize()
         except (OSError, ValueError, RuntimeError) as error:
             print(f"one process: no TPU pod found ({' '.join(str(error).split())[:80]})", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+    """Keeps a second run out of a workdir while this one lasts.
+
+    Raises:
+      UserError: another run is at work there, or it cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir} ({error.strerror}); give another --workdir") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"{workdir} is in use by another run; wait for its end, or give another --workdir") from None
+    except OSError:
+        pass  # some network file systems know no locks
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def together(point: str) -> None:
@@ -202,7 +236,7 @@ def is_finished(workdir: Path, config: "ConfigDict", alive: "Alive", *, extend: 
         if workdir.is_dir() and any(p.name.removesuffix(".partial") not in IDENTITY for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and is no run; give another --workdir")
         return False
-    old, data = (read_record(workdir / name) for name in ("config.json", "data.json"))
+    old, data = read_record(workdir / "config.json", "total_steps"), read_record(workdir / "data.json", "fingerprint")
     before, now = old["total_steps"], config.total_steps
     differing = differences(old | {"total_steps": now}, config.to_dict())
     if data["fingerprint"] != alive.fingerprint:
@@ -250,7 +284,6 @@ def prepare_workdir(workdir: Path, config: "ConfigDict", alive: "Alive", tokeniz
         for key, name in record.classes.items()
     ]
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         for name in ("zeroshot.json", "report.html"):
             (workdir / name).unlink(missing_ok=True)
         if not is_run(workdir):

@@ -37,7 +37,10 @@ def make(spec: str) -> Mesh:
     Raises:
       UserError: for an unknown axis, a size that is no number, or sizes whose product is not the number of devices.
     """
-    devices = jax.devices()
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        raise UserError(f"JAX finds no device ({' '.join(str(error).split())[:200]}); see JAX_PLATFORMS") from error
     sizes = dict.fromkeys(AXES, 1)
     if spec == "auto":
         sizes["data"] = len(devices)
@@ -46,7 +49,7 @@ def make(spec: str) -> Mesh:
             axis, _, size = part.strip().partition("=")
             if axis not in AXES:
                 raise UserError(f"config.mesh: unknown axis {axis!r} in {spec!r}{near_misses(axis, AXES)}")
-            if not size.isdigit() or int(size) < 1:
+            if not size.isdecimal() or int(size) < 1:
                 raise UserError(f"config.mesh: {part.strip()!r} in {spec!r} is not AXIS=NUMBER")
             sizes[axis] = int(size)
     if math.prod(sizes.values()) != len(devices):

@@ -23,7 +23,7 @@ def schedule(spec: Any, total_steps: int, where: str = "schedule") -> Schedule:
     Raises:
       UserError: for any other form.
     """
-    if isinstance(spec, int | float):
+    if isinstance(spec, int | float) and not isinstance(spec, bool):
         return lambda step: jnp.float32(spec)
     match tuple(spec) if isinstance(spec, Sequence) and not isinstance(spec, str) else spec:
         case ("cosine", int() | float() as a, int() | float() as b):

@@ -150,8 +150,8 @@ def _checked(
             where = f"could not be saved ({error.strerror})"
         raise RunFailure(
             f"step {step}: the loss or gradient of {' and '.join(names) or 'the weighted sum'} is not finite; the "
-            f"batch {where}, the checkpoints before this step are whole; lower config.optimizer.learning_rate or "
-            "look at the batch"
+            f"batch {where}, the checkpoints before this step are whole; lower config.optimizer.learning_rate in "
+            "another --workdir, or look at the batch"
         )
     return step, scalars, next(iter(batch.values())).shape[0], waited
 

@@ -146,7 +146,7 @@ def _laptop() -> ConfigDict:
 def _photos(config: ConfigDict) -> None:
     """A larger tower without distillation: on a CPU, twice the images teach more than a second loss on each."""
     config.recipe = "alive_photos"
-    config.total_steps, config.image_size = 2400, 72
+    config.total_steps, config.image_size = 2900, 72
     config.objectives.distill = 0.0
     config.image.update(width=192, depth=6, heads=3)
     config.text.context_length = 20

@@ -19,6 +19,7 @@ from agriclip_jax.checkpoint import Checkpoints
 from agriclip_jax.data import pipeline
 from agriclip_jax.data.records import Alive
 from agriclip_jax.errors import RunFailure, UserError
+from agriclip_jax.evaluate import tasks
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,6 +124,55 @@ def test_a_damaged_record_of_the_run_is_one_line_that_names_it(finished, corpus,
     if name == "config.json":
         with pytest.raises(UserError, match=f"{workdir / name} is damaged"):
             inference.load(workdir)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{}"),
+        ("config.json", None),
+        ("data.json", "[]"),
+        ("checkpoints/8/data/metadata", '{"x": 1}'),
+        ("checkpoints/8/rest", None),
+        ("checkpoints/8/metrics/metrics", "garbage"),
+    ],
+)
+def test_a_damaged_workdir_is_one_line_that_names_what(finished, corpus, tmp_path, file, content):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    (workdir / "report.html").unlink()
+    if (workdir / file).is_dir():
+        shutil.rmtree(workdir / file)
+    elif content is None:
+        (workdir / file).unlink()
+    else:
+        (workdir / file).write_text(content)
+    with pytest.raises(UserError, match=r"damaged|cannot be read") as error:
+        command.run(arguments(workdir, corpus))
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_rows_that_are_none_are_dropped_from_the_metrics(finished, corpus, tmp_path):
+    workdir = interrupted(finished, tmp_path, 3)
+    with (workdir / "metrics.jsonl").open("ab") as file:
+        file.write(b'\n\xff\n{"loss": 1}\n3\n')
+    assert command.run(arguments(workdir, corpus)) == 0
+    assert [row["step"] for row in rows(workdir)] == list(range(1, 9))
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.json", "{}"), ("classes.json", "[1]")])
+def test_predict_says_what_is_damaged_in_one_line(finished, tmp_path, name, content):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    (workdir / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        inference.load(workdir)
+        tasks.known_classes(workdir)
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(finished, corpus, tmp_path):
+    workdir = interrupted(finished, tmp_path, 3)
+    with command.claimed(workdir), pytest.raises(UserError, match=r"is in use by another run; wait for its end"):
+        command.run(arguments(workdir, corpus))
+    assert command.run(arguments(workdir, corpus)) == 0
 
 
 def test_the_same_content_at_another_path_is_the_same_data(finished, corpus, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -56,6 +57,16 @@ def test_one_bad_photo_is_one_bad_row(tmp_path):
     ]
     assert "not an image" in rows[2]["error"] and "No such file" in rows[4]["error"]
     assert 0 <= float(rows[1]["probability"]) < float(rows[0]["probability"]) <= 1
+
+
+def test_a_name_that_is_no_utf8_and_a_pipe_are_rows_too(tmp_path):
+    good = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.jpg"))
+    good.write_bytes(photos("red", 1)[0])
+    os.mkfifo(tmp_path / "pipe.jpg")
+    found = predict.predict(ColourModel(), [good, tmp_path / "pipe.jpg"], CLASSES)
+    assert found[1].error == "is no regular file"
+    predict.as_csv(found).encode("utf-8")
+    predict.show(found)
 
 
 def test_csv_keeps_commas_quotes_and_line_breaks_in_names(tmp_path):
@@ -217,6 +228,15 @@ def test_zeroshot_keeps_its_results_in_the_workdir_unless_told_where(run, monkey
     status, shown = call(monkeypatch, capsys, "zeroshot.py", f"--ckpt={run / 'workdir'}", f"--tasks={run / 'alive'}")
     assert status == 0 and f"wrote {run / 'workdir' / 'zeroshot-alive.json'}" in shown.out.replace("\n", "")
     assert json.loads((run / "workdir" / "zeroshot-alive.json").read_text(encoding="utf-8"))["results"]
+
+
+@pytest.mark.parametrize(
+    ("step", "message"), [("bst", "holds no checkpoint of step bst; it has: 0"), ("best", "was never scored")]
+)
+def test_a_step_that_is_not_there_is_one_line(run, monkeypatch, capsys, step, message):
+    photo_ = run / "apples" / "red_apple" / "000.jpg"
+    status, shown = call(monkeypatch, capsys, "predict.py", f"--ckpt={run / 'workdir'}", photo_, f"--step={step}")
+    assert status == 2 and message in shown.err and shown.err.count("\n") == 1
 
 
 def test_predict_prints_a_table_for_classes_the_user_names(run, monkeypatch, capsys):

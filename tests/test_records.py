@@ -280,6 +280,36 @@ def test_a_harmed_folder_is_told_when_opened(tmp_path, harm, told):
         Alive.open(tmp_path / "alive")
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_what_tfds_wrote_missing_or_damaged_is_one_line(tmp_path, name, content):
+    write_examples(tmp_path / "alive", [example()])
+    alive = Alive.open(tmp_path / "alive")
+    (tmp_path / "alive" / name).unlink()
+    if content:
+        (tmp_path / "alive" / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"its dataset_info\.json or features\.json is missing or damaged") as error:
+        alive.source("train")
+    assert "\n" not in str(error.value)
+
+
+def test_a_shard_with_flipped_bytes_is_one_line(tmp_path):
+    write_examples(tmp_path / "alive", [example(i) for i in range(3)])
+    (shard,) = (tmp_path / "alive").glob("*train*array_record*")
+    data = np.frombuffer(shard.read_bytes(), np.uint8).copy()
+    data[np.flatnonzero(data)[100:200]] ^= 255  # what is zero is padding
+    shard.write_bytes(data.tobytes())
+    with pytest.raises(UserError, match=r"its shard is damaged; copy or build the folder again"):
+        list(Alive.open(tmp_path / "alive").source("train"))
+
+
+def test_out_may_be_a_link_to_a_folder_still_to_be_made(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "alive")
+    (tmp_path / "disk").mkdir()
+    write_examples(tmp_path / "link", [example()])
+    assert Alive.open(tmp_path / "disk" / "alive").splits == Alive.open(tmp_path / "link").splits
+
+
 def test_an_unknown_split_names_the_nearest(tmp_path):
     write_examples(tmp_path / "alive", [example()])
     with pytest.raises(UserError, match=r"no split 'tran'.*'train'"):
@@ -313,6 +343,13 @@ def test_shrinking_turns_upright():
     Image.new("RGB", (200, 100)).save(turned, "JPEG", exif=exif)
     small = Image.open(io.BytesIO(shrink(turned.getvalue(), 50)))
     assert small.size == (25, 50) and 0x0112 not in small.getexif()
+
+
+def test_shrinking_keeps_the_brightness_of_sixteen_bits():
+    deep = io.BytesIO()
+    Image.fromarray(np.full((40, 60), 0x7FFF, np.uint16)).save(deep, "PNG")
+    small = Image.open(io.BytesIO(shrink(deep.getvalue(), 30)))
+    assert small.size == (30, 20) and set(np.asarray(small).ravel().tolist()) == {127}
 
 
 def test_max_side_shrinks_what_is_written_and_nothing_else(tmp_path):

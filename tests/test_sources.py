@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import struct
 import tarfile
 import zipfile
@@ -390,7 +391,7 @@ def test_a_member_that_climbs_out_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-def test_a_link_that_climbs_out_of_a_tar_is_refused_and_others_are_ignored(tmp_path, kind):
+def test_a_link_that_climbs_out_of_a_tar_is_refused_and_others_are_listed(tmp_path, kind):
     for target, climbs in (("../../etc/passwd", True), ("/etc/passwd", True), ("rust/1.jpg", False)):
         path = pack_tar(tmp_path / "bean.tar", TREE, "w")
         with tarfile.open(path, "a") as archive:
@@ -401,7 +402,35 @@ def test_a_link_that_climbs_out_of_a_tar_is_refused_and_others_are_ignored(tmp_p
             with pytest.raises(UserError, match=r"climbs out of its folder: 'rust/link\.jpg'"):
                 look(path)
         else:
-            assert len(examples(path)) == len(TREE)
+            found = look(path)
+            assert len(list(found.examples())) == len(TREE)
+            assert found.problems == [Problem("bean/rust/link.jpg", "is a link; pack the photo itself")]
+
+
+def test_a_link_in_a_zip_is_listed_and_skipped(tmp_path):
+    path = pack_zip(tmp_path / "bean.zip", TREE)
+    with zipfile.ZipFile(path, "a") as archive:
+        link = zipfile.ZipInfo("rust/link.jpg")
+        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "1.jpg")
+    found = look(path)
+    assert len(list(found.examples())) == len(TREE)
+    assert found.problems == [Problem("bean/rust/link.jpg", "is a link; pack the photo itself")]
+
+
+def test_what_is_no_file_is_listed_and_never_waited_for(tmp_path):
+    os.mkfifo(plant(tmp_path / "bean", TREE) / "rust" / "pipe.jpg")
+    assert look(tmp_path / "bean").problems == [Problem("bean/rust/pipe.jpg", "is no regular file")]
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    plant(tmp_path / "bean", TREE)
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    with pytest.raises(UserError, match=r"bean may not be read; give yourself the right to, or leave it out"):
+        look(tmp_path / "bean")
 
 
 def test_nothing_to_keep_is_told(tmp_path):
@@ -427,6 +456,8 @@ def test_a_path_that_is_no_source_is_told(tmp_path):
         find([str(tmp_path / "baen")])
     with pytest.raises(UserError, match=r"none\* matches no photos, folders or archives"):
         find([str(tmp_path / "none*")])
+    with pytest.raises(UserError, match="--source= is empty"):
+        find([""])
     with pytest.raises(UserError, match="neither a folder nor an archive"):
         find([str(plant(tmp_path, {"a.txt": b""}) / "a.txt")])
 
@@ -439,6 +470,16 @@ def test_a_cut_off_archive_is_refused(tmp_path, ending):
         path.write_bytes(path.read_bytes()[:keep] if keep else b"")
         with pytest.raises(UserError, match=r"bean\..* cannot be read to its end"):
             look(path)
+
+
+@pytest.mark.parametrize("cut", [0, 100, 512])
+def test_a_plain_tar_cut_between_two_photos_or_in_a_header_is_refused(tmp_path, cut):
+    path = pack_tar(tmp_path / "bean.tar", TREE, "w")
+    with tarfile.open(path) as archive:
+        offset = archive.getmembers()[4].offset
+    path.write_bytes(path.read_bytes()[: offset + cut])
+    with pytest.raises(UserError, match=r"bean\.tar cannot be read to its end"):
+        look(path)
 
 
 def test_progress_is_told_of_every_photo(tmp_path):

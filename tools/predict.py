@@ -17,10 +17,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("photos", nargs="+", metavar="PHOTOS", help="files, folders or globs")
     parser.add_argument("--ckpt", required=True, metavar="WORKDIR", help="the run's folder")
     parser.add_argument(
-        "--step",
-        type=lambda text: text if text == "best" else int(text),
-        metavar="N|best",
-        help="checkpoint to take, `best` by its validation score (default: the newest)",
+        "--step", metavar="N|best", help="checkpoint to take, `best` by its validation score (default: the newest)"
     )
     parser.add_argument("--use", default="student", help="student or teacher (default: %(default)s)")
     parser.add_argument("--cls", metavar="a,b,c", help="classes to choose from, or a text file with one a line")

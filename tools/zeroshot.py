@@ -19,10 +19,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", required=True, metavar="WORKDIR", help="the run's folder")
     parser.add_argument(
-        "--step",
-        type=lambda text: text if text == "best" else int(text),
-        metavar="N|best",
-        help="checkpoint to take, `best` by its validation score (default: the newest)",
+        "--step", metavar="N|best", help="checkpoint to take, `best` by its validation score (default: the newest)"
     )
     parser.add_argument("--use", default="student", help="student or teacher (default: %(default)s)")
     parser.add_argument("--tasks", required=True, metavar="PATH[,PATH...]", help="photos, or 'embedded'")

@@ -35,8 +35,15 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
         return self._iterator.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Moves to a position that `get_state` gave; what follows is the same to the bit."""
-        self._iterator.set_state(state)
+        """Moves to a position that `get_state` gave; what follows is the same to the bit.
+
+        Raises:
+          UserError: it is no such position.
+        """
+        try:
+            self._iterator.set_state(state)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"the position in the data is damaged ({error!r}); remove that checkpoint") from error
 
     def close(self) -> None:
         """Ends the reading threads."""

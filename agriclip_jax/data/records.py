@@ -47,6 +47,8 @@ UPRIGHT = {
 # Pillow refuses above twice its limit and warns above it: this makes "refuse above MAX_PIXELS" hold everywhere.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# It names no file, and such a photo is used without its EXIF.
+warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def write(
     Raises:
       UserError: `out` is taken, cannot be written, the disk is full, or there is no example at all.
     """
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))
     check_out(out, overwrite=overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +149,7 @@ def write(
 
 def check_out(out: Path | str, *, overwrite: bool = False) -> None:
     """Raises UserError when `write` would refuse `out`; costs nothing, so ask before long work."""
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))
     if out.is_dir() and any(out.iterdir()):
         if not (out / "alive.json").is_file():
             raise UserError(f"{out} is not empty and not an ALive folder; name a new folder")
@@ -433,9 +435,15 @@ class Source(Sequence):
         import tensorflow_datasets as tfds
 
         self._name = f"{path}:{split}"
-        self._records = tfds.builder_from_directory(path).as_data_source(
-            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
+        try:
+            self._records = tfds.builder_from_directory(path).as_data_source(
+                split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            )
+        except Exception as error:  # TFDS and protobuf answer missing and damaged files with many kinds
+            raise UserError(
+                f"{path}: its dataset_info.json or features.json is missing or damaged "
+                f"({' '.join(str(error).split())[:120]}); copy the folder again or build it again"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._records)
@@ -444,7 +452,13 @@ class Source(Sequence):
         # The protobuf is read directly: six times as fast as TFDS's general decoder.
         from tensorflow_datasets.proto import tf_example_pb2
 
-        record = self._records[range(len(self))[index]]
+        index = range(len(self))[index]
+        try:
+            record = self._records[index]
+        except RuntimeError as error:
+            raise UserError(
+                f"{self._name}: example {index} cannot be read, its shard is damaged; copy or build the folder again"
+            ) from error
         features = tf_example_pb2.Example.FromString(record).features.feature
 
         def texts(name: str) -> list[str]:
@@ -478,6 +492,13 @@ def upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16-bit grays with its brightness kept in 8 bits; any other as it is."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+
+
 def shrink(image: bytes, max_side: int) -> bytes:
     """The image with its longer side at most `max_side` pixels, upright, in its own format (GIF becomes PNG).
 
@@ -489,6 +510,7 @@ def shrink(image: bytes, max_side: int) -> bytes:
     kind = {"GIF": "PNG", "MPO": "JPEG"}.get(opened.format, opened.format)  # MPO: several JPEGs of one shot
     opened.draft(opened.mode, (2 * max_side, 2 * max_side))  # a JPEG decoder skips the detail nobody will see
     opened = upright(opened)
+    opened = eight_bits(opened)
     if opened.mode not in ("L", "RGB", "RGBA") or (kind == "JPEG" and opened.mode == "RGBA"):
         opened = opened.convert("RGBA" if opened.has_transparency_data and kind != "JPEG" else "RGB")
     opened.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)

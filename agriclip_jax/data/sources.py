@@ -88,17 +88,33 @@ class Folder:
             return
         if path != self.origin:
             yield Entry(path.relative_to(self.origin).as_posix(), True, path)
-        for child in sorted(path.iterdir()):
+        for child in _children(path):
             yield from self._walk(child, (*seen, real))
 
     def read(self, places: Collection) -> Iterator[tuple[object, bytes | Exception]]:
         for path in places:
             try:
-                if path.stat().st_size > MAX_FILE_BYTES:
-                    raise ValueError(_too_large(path.stat().st_size))
-                yield path, path.read_bytes()
+                yield path, read_photo(path)
             except (OSError, ValueError) as error:
                 yield path, error
+
+
+def read_photo(path: Path) -> bytes:
+    """The bytes of a file; OSError when it cannot be read, ValueError when it is none or no photo can be so large."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("is no regular file")
+    if about.st_size > MAX_FILE_BYTES:
+        raise ValueError(_too_large(about.st_size))
+    return path.read_bytes()
+
+
+def _children(folder: Path) -> list[Path]:
+    """What lies in a folder, by name."""
+    try:
+        return sorted(folder.iterdir())
+    except PermissionError as error:
+        raise UserError(f"{folder} may not be read; give yourself the right to, or leave it out") from error
 
 
 @dataclass(frozen=True)
@@ -120,17 +136,20 @@ class Zip:
         with _opened(self.origin, zipfile.ZipFile) as archive:
             for member in archive.infolist():
                 name = member.filename.replace("\\", "/")
-                link = None
-                if stat.S_ISLNK(member.external_attr >> 16):
-                    link = archive.read(member).decode(errors="replace")
+                link = archive.read(member).decode(errors="replace") if self._is_link(member) else None
                 _refuse_climbing(self.origin, name, link)
-                if link is None:
-                    yield Entry(name.rstrip("/"), member.is_dir(), member)
+                yield Entry(name.rstrip("/"), member.is_dir(), member)
+
+    @staticmethod
+    def _is_link(member: zipfile.ZipInfo) -> bool:
+        return stat.S_ISLNK(member.external_attr >> 16)
 
     def read(self, places: Collection) -> Iterator[tuple[object, bytes | Exception]]:
         with _opened(self.origin, zipfile.ZipFile) as archive:
             for member in places:
                 try:
+                    if self._is_link(member):
+                        raise ValueError(_LINK)
                     if member.file_size > MAX_FILE_BYTES:
                         raise ValueError(_too_large(member.file_size))
                     with archive.open(member) as file:
@@ -157,7 +176,7 @@ class Tar:
         return cls(path, cls.ENDING.sub("", path.name))
 
     def _members(self) -> Iterator[tuple[int, tarfile.TarFile, tarfile.TarInfo]]:
-        with _opened(self.origin, lambda path: tarfile.open(path, "r|*")) as archive:
+        with _opened(self.origin, lambda path: tarfile.open(path, "r|*", tarinfo=_Header)) as archive:
             number = 0
             while (member := archive.next()) is not None:
                 yield number, archive, member
@@ -168,20 +187,34 @@ class Tar:
         for number, _, member in self._members():
             link = member.linkname if member.issym() or member.islnk() else None
             _refuse_climbing(self.origin, member.name, link, from_top=member.islnk())
-            if member.isfile() or member.isdir():
+            if member.isfile() or member.isdir() or link is not None:
                 yield Entry(member.name.rstrip("/"), member.isdir(), number)
 
     def read(self, places: Collection) -> Iterator[tuple[object, bytes | Exception]]:
         wanted = set(places)
         for number, archive, member in self._members():
             if number in wanted:
-                if member.size > MAX_FILE_BYTES:
+                if not member.isfile():
+                    yield number, ValueError(_LINK)
+                elif member.size > MAX_FILE_BYTES:
                     yield number, ValueError(_too_large(member.size))
                 else:
                     yield number, archive.extractfile(member).read()
 
 
+class _Header(tarfile.TarInfo):
+    """A member's header; a file that ends without the mark of an archive's end was cut off, which tarfile forgives."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError):
+            raise tarfile.ReadError("unexpected end of data") from None
+
+
 READERS = (Zip, Tar, Folder)
+_LINK = "is a link; pack the photo itself"
 
 
 @contextlib.contextmanager
@@ -190,6 +223,8 @@ def _opened(path: Path, opener: Callable) -> Iterator:
     try:
         with opener(path) as archive:
             yield archive
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read; give yourself the right to, or leave it out") from error
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read to its end ({error}); copy or download it again") from error
 
@@ -222,6 +257,8 @@ def find(sources: Sequence[str]) -> list:
     readers = []
     for text in sources:
         path = Path(os.path.abspath(os.path.expanduser(text)))
+        if not text:
+            raise UserError("--source= is empty; name a folder or an archive")
         if path.exists():
             readers += _readers_of(path, text)
         elif glob.has_magic(text):
@@ -247,7 +284,7 @@ def _readers_of(path: Path, text: str) -> list:
 def _archives_in(folder: Path) -> list:
     """Readers of the archives that lie in a folder, by name."""
     kinds = [reader for reader in READERS if reader is not Folder]
-    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in _children(folder) if not path.name.startswith(".")]
     return [reader.open(path) for path in files for reader in kinds if reader.accepts(path)]
 
 
@@ -318,8 +355,8 @@ def _record_fault(record: object) -> str:
     if not isinstance(classes, dict) or not all(isinstance(name, str) and name.strip() for name in classes.values()):
         return 'has classes that are not {"folder": "name as people say it"}'
     templates = record.get("templates", [])
-    if not isinstance(templates, list) or not all(isinstance(t, str) and "{}" in t for t in templates):
-        return "has templates that are not a list of texts with {}"
+    if not isinstance(templates, list) or not all(isinstance(t, str) and t.count("{}") == 1 for t in templates):
+        return "has templates that are not a list of texts with one {} each"
     return ""
 
 
@@ -451,7 +488,7 @@ def survey(
 def _list(reader: object, metadata: Mapping[str, dict], ratios: Mapping[str, int]) -> _Dataset:
     """The photos of a source by name, before any is read."""
     # A glob can match a folder and what is in it: each entry counts once.
-    entries = list(dict.fromkeys(entry._replace(path=_printable(entry.path)) for entry in reader.walk()))
+    entries = list(dict.fromkeys(entry._replace(path=printable(entry.path)) for entry in reader.walk()))
     photos = [entry for entry in entries if _is_photo(entry)]
     depths = {entry.path.count("/") for entry in photos}
     tops = {entry.path.split("/")[0] for entry in photos}
@@ -483,7 +520,7 @@ def _list(reader: object, metadata: Mapping[str, dict], ratios: Mapping[str, int
     return part
 
 
-def _printable(path: str) -> str:
+def printable(path: str) -> str:
     """A path whose bytes are no UTF-8 still becomes text that can be stored."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace").removeprefix("./")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from agriclip_jax.data import captions
-from agriclip_jax.data.sources import PHOTO_ENDINGS
+from agriclip_jax.data.sources import PHOTO_ENDINGS, printable, read_photo
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import zeroshot
 from agriclip_jax.evaluate.zeroshot import Embedder
@@ -128,8 +128,8 @@ def predict(
     def contents() -> Iterator[bytes | Exception]:
         for file in files:
             try:
-                yield file.read_bytes()
-            except OSError as error:
+                yield read_photo(file)
+            except (OSError, ValueError) as error:
                 yield error
 
     names = list(classes)
@@ -150,10 +150,11 @@ def as_csv(predictions: Sequence[Prediction]) -> str:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
     for prediction in predictions:
+        file = printable(str(prediction.file))
         for rank, (name, probability) in enumerate(prediction.best, 1):
-            rows.writerow([prediction.file, rank, name, f"{probability:.6f}", ""])
+            rows.writerow([file, rank, name, f"{probability:.6f}", ""])
         if prediction.error:
-            rows.writerow([prediction.file, "", "", "", prediction.error])
+            rows.writerow([file, "", "", "", prediction.error])
     return text.getvalue()
 
 
@@ -165,7 +166,7 @@ def show(predictions: Sequence[Prediction]) -> None:
     for name, justify in (("photo", "left"), ("rank", "right"), ("class", "left"), ("probability", "right")):
         table.add_column(name, justify=justify, overflow="fold")
     for prediction in predictions:
-        file = escape(str(prediction.file))
+        file = escape(printable(str(prediction.file)))
         for rank, (name, probability) in enumerate(prediction.best, 1):
             table.add_row("" if rank > 1 else file, str(rank), escape(name), f"{100 * probability:.1f} %")
         if prediction.error:

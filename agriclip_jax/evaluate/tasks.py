@@ -118,7 +118,10 @@ def load_tasks(
 def known_classes(workdir: Path | str) -> list[dict[str, str]]:
     """What a run was trained on: records of dataset, domain, class_key and class_name; none when it does not say."""
     file = Path(workdir) / "classes.json"
-    return read_record(file) if file.is_file() else []
+    known, keys = read_record(file) if file.is_file() else [], {"dataset", "domain", "class_key", "class_name"}
+    if not (isinstance(known, list) and all(isinstance(record, dict) and keys <= record.keys() for record in known)):
+        raise UserError(f"{file} is damaged; restore it, or train anew")
+    return known
 
 
 def from_alive(

@@ -27,6 +27,8 @@ def build(config: ConfigDict, towers: Mapping[str, Network]) -> dict[str, Object
     for name, weight in config.objectives.items():
         if name not in OBJECTIVES:
             raise UserError(f"config.objectives: unknown objective {name!r}{near_misses(name, OBJECTIVES)}")
+        if isinstance(weight, int | float) and weight < 0:
+            raise UserError(f"config.objectives.{name}: {weight} is not at least 0")
         if weight != 0:
             chosen[name] = OBJECTIVES[name](config, towers)
     if not chosen:
