@@ -73,7 +73,7 @@ def test_photos_become_an_alive_folder(tmp_path):
     assert re.search(r"pea\W+crop\W+3\W+\d+\W+0\W+\d+\W+0\W", built.stdout)
     assert "wrote 18 examples" in built.stdout
     for said in (
-        "skipped: bean/rust/broken.jpg is empty",
+        "skipped: bean/rust/broken.jpg: is empty",
         "note: bean: no metadata, so class names come from the folder names and the domain is 'other'",
         "note: bean: class 'mosaic' has no readable photo and is left out",
         "note: pea: class 'Blight' is not in the metadata and is called 'Blight'",

@@ -437,9 +437,9 @@ def test_nothing_to_keep_is_told(tmp_path):
     with pytest.raises(UserError, match=r"no photo to keep in .*empty; photos belong in one folder for each class"):
         (tmp_path / "empty").mkdir()
         look(tmp_path / "empty")
-    with pytest.raises(UserError, match=r"all 1 were skipped, the first because it is empty"):
+    with pytest.raises(UserError, match=r"all 1 were skipped, such as bad/rust/1\.jpg: is empty"):
         look(plant(tmp_path / "bad", {"rust/1.jpg": b""}))
-    with pytest.raises(UserError, match=r"the first because it lies outside the class folders"):
+    with pytest.raises(UserError, match=r"such as flat/1\.jpg: lies outside the class folders"):
         look(plant(tmp_path / "flat", {"1.jpg": photo()}))
 
 

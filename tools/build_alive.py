@@ -93,7 +93,7 @@ def report(survey, slugs: list[str], metadata: dict) -> None:
     for note in survey.notes:
         print(f"note: {note}", file=sys.stderr)
     for problem in survey.problems:
-        print(f"skipped: {problem.source} {problem.reason}", file=sys.stderr)
+        print(f"skipped: {problem.source}: {problem.reason}", file=sys.stderr)
     if survey.ignored:
         print(f"note: left aside, being no photos: {survey.ignored} files", file=sys.stderr)
 

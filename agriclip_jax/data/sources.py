@@ -472,7 +472,9 @@ def survey(
     kept = [part for part in parts if part.photos]
     problems = [problem for part in parts for problem in part.problems]
     if not kept:
-        why = f"; all {len(problems)} were skipped, the first because it {problems[0].reason}" if problems else ""
+        why = ""
+        if problems:
+            why = f"; all {len(problems)} were skipped, such as {problems[0].source}: {problems[0].reason}"
         origins = ", ".join(str(part.reader.origin) for part in parts)
         raise UserError(f"no photo to keep in {origins}{why}; photos belong in one folder for each class")
     return Survey(

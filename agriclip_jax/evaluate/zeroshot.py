@@ -219,7 +219,7 @@ def evaluate(
       progress: called with the number of photos done since the last call.
 
     Raises:
-      FloatingPointError: the model gave an embedding that is not finite.
+      RunFailure: the model gave an embedding that is not finite.
     """
     return [_evaluate(model, task, batch_size, progress) for task in tasks]
 
