@@ -115,7 +115,10 @@ def _run(argv: Sequence[str], held: contextlib.ExitStack) -> int:
             write_overview(workdir, state.params)
     else:
         state, position = checkpoints.restore(newest, abstract_state(shapes, shardings))
-        batches.set_state(position)
+        try:
+            batches.set_state(position)
+        except UserError as error:
+            raise UserError(f"{workdir / 'checkpoints' / str(newest)}: {error}") from error
         say(f"continuing {workdir} from step {newest}: {describe(shapes.params, devices)}", flush=True)
 
     model = inference.Model(config, towers, state.params, tokenizer, devices, workdir, newest or 0)

@@ -48,10 +48,11 @@ def test_any_mesh_gives_the_losses_and_parameters_of_one_device(alone, spec):
     for got, wanted in zip(history, alone[1], strict=True):
         for name in ("loss", "loss/contrastive", "loss/distill", "grad_norm"):
             assert got[name] == pytest.approx(wanted[name], rel=1e-4), name
-    for part in ("aux", "params", "teacher"):
+    # Adam divides by the gradient's own size, so a rounding of a tiny one shows: a hundredth of a step of 0.01.
+    for part, atol in (("aux", 1e-5), ("params", 1e-4), ("teacher", 1e-4)):
         of = lambda state, part=part: jax.tree.leaves(getattr(state, part))  # noqa: E731
         for got, wanted in zip(of(state), of(alone[0]), strict=True):
-            np.testing.assert_allclose(got, wanted, atol=1e-5)
+            np.testing.assert_allclose(got, wanted, atol=atol)
 
 
 def test_parameters_moments_and_teacher_are_sharded_alike():

@@ -43,7 +43,7 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
         try:
             self._iterator.set_state(state)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"the position in the data is damaged ({error!r}); remove that checkpoint") from error
+            raise UserError(f"the saved position in the data is damaged ({error!r}); remove that folder") from error
 
     def close(self) -> None:
         """Ends the reading threads."""
