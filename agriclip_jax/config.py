@@ -10,6 +10,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
+from agriclip_jax.data.records import CAPTION_KINDS
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.rules import flatten
 
@@ -51,7 +52,7 @@ SCHEMA: dict[str, Any] = {
     "eval_every": int,
     "log_every": int,
     "checkpoint": {"every": int, "keep": int},
-    "data": {"path": str, "threads": int},
+    "data": {"path": str, "threads": int, "caption_kinds": (tuple, list)},
     "objectives": FREE,
     "views": {"global": _VIEW, "local": _VIEW},
     "image": _TOWER | {"patch": int, "registers": int, "token_keep": NUMBER, "pre_norm": bool},
@@ -246,6 +247,9 @@ def check(config: ConfigDict) -> None:
             )
     if flat.get("objectives/distill") and flat["views/global/count"] + flat["views/local/count"] < 2:
         raise UserError("config.objectives.distill compares views: give config.views.global.count 2, or local views")
+    for kind in flat["data/caption_kinds"] or ("",):
+        if kind not in CAPTION_KINDS:
+            raise UserError(f"config.data.caption_kinds: unknown {kind!r}{near_misses(str(kind), CAPTION_KINDS)}")
     if flat["dtype"] not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype: unknown {flat['dtype']!r}; known: bfloat16, float32")
     if flat["text/tokenizer"] and not Path(flat["text/tokenizer"]).is_file():

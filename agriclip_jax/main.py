@@ -305,7 +305,7 @@ def run_tokenizer(workdir: Path, config: "ConfigDict", alive: "Alive", say: Any)
     file = workdir / "tokenizer.json" if is_run(workdir) else Path(config.text.tokenizer)
     if is_run(workdir):
         return tokenizers.Tokenizer.load(file)
-    captions, length = pipeline.captions(alive, "train"), config.text.context_length
+    captions, length = pipeline.captions(alive, "train", config.data.caption_kinds), config.text.context_length
     if config.text.tokenizer:
         tokenizer = tokenizers.Tokenizer.load(file)
     else:

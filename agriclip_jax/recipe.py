@@ -81,6 +81,7 @@ def batches(config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Lea
         context_length=config.text.context_length,
         views=views(config),
         needs=batch_fields(learner.objectives),
+        caption_kinds=config.data.caption_kinds,
         batch_size=config.batch_size,
         seed=config.seed,
         threads=threads or config.data.threads or cores(),

@@ -36,7 +36,8 @@ def _laptop() -> ConfigDict:
     config.eval_every = 0  # validation every so many steps; 0: at the end only
     config.log_every = 10
     config.checkpoint = ConfigDict({"every": 100, "keep": 2})
-    config.data = ConfigDict({"path": "", "threads": 0})  # "": the embedded corpus; 0 threads: one for each core
+    # "": the embedded corpus; 0 threads: one for each core; caption kinds: which of an image's captions are drawn.
+    config.data = ConfigDict({"path": "", "threads": 0, "caption_kinds": ("template",)})
 
     # Each a number, or a schedule such as ("cosine", 1.0, 0.0) or ("linear", 0.0, 1.0, 0.1).
     config.objectives = ConfigDict({"contrastive": 1.0, "distill": 0.2}, type_safe=False)

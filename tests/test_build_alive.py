@@ -87,6 +87,28 @@ def test_photos_become_an_alive_folder(tmp_path):
     assert {max(Image.open(io.BytesIO(row["image"])).size) for row in alive.source("train")} == {8}
 
 
+def test_classes_get_captions_of_what_they_look_like_and_the_unknown_ones_are_listed(tmp_path):
+    photos = dict(enumerate(TREE.values()))
+    plant(tmp_path / "bean", {f"{key}/{n}.jpg": data for key in ("rust", "gold_fever") for n, data in photos.items()})
+    (tmp_path / "bean" / "dataset.json").write_text(json.dumps({"name": "bean", "domain": "crop"}), encoding="utf-8")
+    arguments = f"--source={tmp_path / 'bean'}", "--split=train:100"
+    built = build(*arguments, f"--out={tmp_path / 'one'}")
+    assert built.returncode == 0, built.stderr
+    assert "1 of 2 classes have no fact to make knowledge captions of" in built.stderr
+    assert "say what they look like with --facts=FILE.yaml: bean/gold fever" in built.stderr
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("- {name: gold fever, kind: disease, signs: [yellow dust on the leaf]}", encoding="utf-8")
+    built = build(*arguments, f"--out={tmp_path / 'two'}", f"--facts={mine}")
+    assert built.returncode == 0 and "no fact" not in built.stderr
+    for row in Alive.open(tmp_path / "two").source("train"):
+        known = [text for text, kind in zip(row["captions"], row["caption_kinds"], strict=True) if kind == "knowledge"]
+        assert known and all(", showing " in text for text in known)
+        if row["class_key"] == "gold_fever":
+            assert len(known) == 1 and known[0].endswith("gold fever, showing yellow dust on the leaf.")
+    lines = refused(build(*arguments, f"--out={tmp_path / 'x'}", f"--facts={tmp_path / 'none.yaml'}"))
+    assert "none.yaml cannot be read" in lines
+
+
 def test_bad_input_ends_with_2_and_writes_nothing(tmp_path):
     good = f"--source={plant(tmp_path / 'photos' / 'bean', TREE)}"
     out = f"--out={tmp_path / 'alive'}"

@@ -73,6 +73,8 @@ def test_values_are_read_as_the_keys_own_type():
         ("views.local.jitter", "('a', 0, 0, 0)", r"config.views.local.jitter: 'a' is not at least 0"),
         ("total_steps", "99999999999", r"config.total_steps: 99999999999 is not at most 2,147,483,647"),
         ("image.heads", "-2", r"config.image.heads: -2 is not at least 0"),
+        ("data.caption_kinds", "('templates',)", r"caption_kinds: unknown 'templates'; did you mean 'template'"),
+        ("data.caption_kinds", "()", r"config.data.caption_kinds: unknown ''"),
         ("views.global.count", "0", r"config.views.global.count: 0 is not at least 1"),
         ("dtype", "float16", r"config.dtype: unknown 'float16'; known: bfloat16, float32"),
     ],

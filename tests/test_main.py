@@ -345,7 +345,7 @@ def test_another_tokenizer_is_another_run(finished, corpus, tmp_path):
 
 def test_captions_that_are_cut_are_counted_and_said(corpus, tmp_path, capsys):
     command.run_tokenizer(tmp_path, tiny.config(text__context_length=4), Alive.open(corpus), print)
-    count = len(pipeline.captions(Alive.open(corpus), "train"))
+    count = len(pipeline.captions(Alive.open(corpus), "train", ("template",)))
     assert capsys.readouterr().out == (
         f"captions: {count} of {count} are longer than config.text.context_length=4 and are cut\n"
     )

@@ -4,6 +4,8 @@ import hashlib
 import io
 import itertools
 import json
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,7 +55,7 @@ def alive(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(alive):
-    return tokenizers.train(pipeline.captions(alive, "train"), 600)
+    return tokenizers.train(pipeline.captions(alive, "train", ("template",)), 600)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,14 @@ def batches(alive, tokenizer):
 
     def build(source=alive, **changed):
         arguments = dict(
-            tokenizer=tokenizer, context_length=LENGTH, views=VIEWS, needs=FIELDS, batch_size=8, seed=5, threads=1
+            tokenizer=tokenizer,
+            context_length=LENGTH,
+            views=VIEWS,
+            needs=FIELDS,
+            caption_kinds=("template",),
+            batch_size=8,
+            seed=5,
+            threads=1,
         )
         return pipeline.train_batches(source, "train", **(arguments | changed))
 
@@ -252,10 +261,39 @@ def test_what_cannot_be_is_one_line(batches, wrong, words):
 
 
 def test_captions_are_distinct_and_the_cut_ones_counted(alive, tokenizer):
-    captions = pipeline.captions(alive, "train")
+    captions = pipeline.captions(alive, "train", ("template",))
     assert len(captions) == len(set(captions)) == COUNT + 4 + 4
     assert tokenizer.truncated(captions, 64) == 0
     assert tokenizer.truncated(captions, 8) == COUNT  # "rust on coffee" fits, "a photo of ..." does not
+
+
+def test_a_kind_is_drawn_first_and_then_one_of_its_captions(tmp_path, tokenizer):
+    several = ("few words", "one sign", "another sign", "a third sign")
+    kinds = ("template", "knowledge", "knowledge", "knowledge")
+    alive = folder(tmp_path / "alive", [replace(example(0), captions=several, caption_kinds=kinds)])
+
+    def drawn(*wanted):
+        rows = pipeline.train_batches(
+            alive,
+            "train",
+            tokenizer=tokenizer,
+            context_length=LENGTH,
+            views={},
+            needs=frozenset({"tokens"}),
+            caption_kinds=wanted,
+            batch_size=400,
+            seed=1,
+            threads=0,
+        )
+        (batch,) = take(rows, 1)
+        return Counter(tokenizer.decode(row) for row in batch["tokens"])
+
+    assert set(drawn("template")) == {"few words"}
+    assert set(drawn("knowledge")) == set(several[1:])
+    assert set(drawn("taxonomy")) == set(several)  # it has none of them
+    both = drawn("template", "knowledge")
+    assert 160 < both["few words"] < 240 and set(both) == set(several)
+    assert pipeline.captions(alive, "train", ("knowledge",)) == list(several[1:])
 
 
 def test_a_crop_of_the_pipeline_is_a_crop_of_the_views(batches):

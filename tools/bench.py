@@ -132,7 +132,7 @@ def bench_input(config, repeats: int) -> dict[str, float | str]:
     from agriclip_jax.data.tokenizers import train as train_tokenizer
 
     alive = Alive.open(config.data.path or corpus.ensure())
-    tokenizer = train_tokenizer(pipeline.captions(alive, "train"), config.text.vocab_size)
+    tokenizer = train_tokenizer(pipeline.captions(alive, "train", config.data.caption_kinds), config.text.vocab_size)
     learner, _ = recipe.learner(config, recipe.towers(config, tokenizer))
     figures: dict[str, float | str] = {"examples": float(alive.splits["train"]), "cores": float(cores())}
     for threads in sorted({1, cores()}):

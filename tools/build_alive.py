@@ -19,6 +19,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", required=True, metavar="DIR", help="the ALive folder to make")
     parser.add_argument("--meta", metavar="FILE", help="JSON list of records: name, domain, classes, license, source")
     parser.add_argument("--split", default="train:70,val:10,test:20", metavar="SHARES", help="default: %(default)s")
+    parser.add_argument(
+        "--facts", action="append", default=[], metavar="FILE.yaml", help="what your classes look like; may be repeated"
+    )
     parser.add_argument("--max_side", type=int, metavar="N", help="shrink photos to at most N pixels a side")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR when it is an ALive folder")
     return parser.parse_args()
@@ -26,16 +29,17 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from agriclip_jax.data import records, sources, splits
+    from agriclip_jax.data import knowledge, records, sources, splits
 
     ratios = splits.parse_ratios(arguments.split)
     if arguments.max_side is not None and arguments.max_side < 8:
         raise UserError(f"--max_side={arguments.max_side} is too small; give at least 8 pixels")
     metadata = sources.read_metadata(arguments.meta) if arguments.meta else {}
+    facts = knowledge.table(arguments.facts)
     records.check_out(arguments.out, overwrite=arguments.overwrite)
     readers = sources.find(arguments.source)
     with progress_bar() as start:
-        survey = sources.survey(readers, metadata=metadata, ratios=ratios, progress=start("checking"))
+        survey = sources.survey(readers, metadata=metadata, ratios=ratios, knowledge=facts, progress=start("checking"))
         total = sum(sum(counts.values()) for counts in survey.counts.values())
         writing = start("writing")
         records.write(
@@ -94,6 +98,13 @@ def report(survey, slugs: list[str], metadata: dict) -> None:
         print(f"note: {note}", file=sys.stderr)
     for problem in survey.problems:
         print(f"skipped: {problem.source}: {problem.reason}", file=sys.stderr)
+    if unknown := survey.unknown():
+        classes = sum(len(record.classes) for record in survey.datasets.values())
+        print(
+            f"note: {len(unknown)} of {classes} classes have no fact to make knowledge captions of; say what they look "
+            f"like with --facts=FILE.yaml: {'; '.join(unknown)}",
+            file=sys.stderr,
+        )
     if survey.ignored:
         print(f"note: left aside, being no photos: {survey.ignored} files", file=sys.stderr)
 

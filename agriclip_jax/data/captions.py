@@ -95,11 +95,12 @@ def words(slug: str) -> str:
 # ---- bare conditions -------------------------------------------------------------------------------------------------
 
 
-def _set(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text, for a table of words."""
     return frozenset(text.split())
 
 
-_STATES = _set(
+_STATES = word_set(
     "healthy unhealthy normal abnormal diseased disease-free infected uninfected infested affected sick ill "
     "ripe unripe overripe underripe raw rotten fresh stale spoiled dry dried wet dead alive live mature "
     "immature young old adult good bad damaged undamaged defective defected deficient stressed unstressed male "
@@ -107,9 +108,9 @@ _STATES = _set(
     "fully half semi very not non un over under moderately slightly severely highly lightly heavily high low "
     "medium small large big and or"
 )
-_MOVABLE = _set("healthy unhealthy diseased infected infested ripe unripe overripe rotten fresh damaged normal")
-_COLOURS = _set("red green yellow brown black white grey gray purple pink blue dark pale")
-_AILMENTS = _set(
+_MOVABLE = word_set("healthy unhealthy diseased infected infested ripe unripe overripe rotten fresh damaged normal")
+_COLOURS = word_set("red green yellow brown black white grey gray purple pink blue dark pale")
+_AILMENTS = word_set(
     "rust blight mildew spot spots scab mosaic wilt smut canker rot mould mold anthracnose blast scorch curl "
     "burn chlorosis necrosis deficiency deficiencies disease diseases virus viruses infection die-back dieback "
     "gall galls streak measles greening esca phoma cercospora septoria alternaria fusarium botrytis downy "
@@ -117,19 +118,21 @@ _AILMENTS = _set(
     "damage injury stress pest pests coccidiosis salmonella newcastle ringworm mastitis lumpy foot mouth foot- "
     "and-mouth sclerotia pox"
 )
-_AILMENT_WORDS = _set(
+_AILMENT_WORDS = word_set(
     "leaf leaves common northern southern bacterial fungal viral target ring tip edge stem fruit root crown "
     "collar skin orange shot eye halo angular stripe sheath yellows tan net brown's cutting insect"
 )
-_NUTRIENTS = _set(
+_NUTRIENTS = word_set(
     "nitrogen phosphorus potassium calcium magnesium sulphur sulfur iron manganese zinc boron copper "
     "molybdenum n p k ca mg s fe mn zn b cu mo"
 )
-_REST = _set(
+_REST = word_set(
     "other others unknown none background negative positive misc miscellaneous control class grade level type "
     "category stage group no yes na n/a undefined unlabelled unlabeled unclassified rest"
 )
-_ORGANS = _set("leaf leaves plant plants fruit fruits flower flowers stem stems root roots seedling seedlings patch")
+_ORGANS = word_set(
+    "leaf leaves plant plants fruit fruits flower flowers stem stems root roots seedling seedlings patch"
+)
 
 
 def is_bare(class_name: str) -> bool:
@@ -152,7 +155,7 @@ def _plain_words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+(?:[-'/’][^\W_]+)*", normalise_caption(text).replace("_", " "))
 
 
-_SET_WORDS = _set(
+_SET_WORDS = word_set(
     "dataset datasets data images image photos photo pictures disease diseases deficiency deficiencies "
     "classification classes detection recognition identification train test val subset pv uci health quality "
     "ripeness grading maturity symptoms symptom condition conditions status pest pests insects breeds breed "
@@ -216,16 +219,16 @@ def _singular(organ: str) -> str:
 
 # ---- articles --------------------------------------------------------------------------------------------------------
 
-_BREAKS = _set(
+_BREAKS = word_set(
     "with without on in of among by from at under over near for showing having caused infected affected "
     "infested damaged attacked covered eaten that which"
 )
-_PLURALS = _set("cattle people geese mice lice fungi larvae pupae poultry livestock swine oxen children teeth feet")
-_SINGULARS_IN_S = _set(
+_PLURALS = word_set("cattle people geese mice lice fungi larvae pupae poultry livestock swine oxen children teeth feet")
+_SINGULARS_IN_S = word_set(
     "thrips species series citrus asparagus cactus hibiscus iris mantis ibis octopus walrus hippopotamus lens "
     "molasses cleavers canvas bias gas atlas pancreas coreopsis"
 )
-_UNCOUNTABLE = _set(
+_UNCOUNTABLE = word_set(
     "damage garlic rust blight mildew rot mould mold smut blast scab wilt mosaic chlorosis anthracnose wheat "
     "rice maize corn barley rye oat sorghum millet cotton soil water grass spinach broccoli celery kale ginger "
     "parsley coriander mint basil okra lettuce foliage manure dung feces faeces hay straw silage meat beef "
@@ -295,7 +298,7 @@ def _is_latin(name: str) -> bool:
     return bool(_LATIN_EPITHET.fullmatch(parts[1]) or _LATIN_GENUS.fullmatch(parts[0]))
 
 
-_COMMON_NOUNS = _ORGANS | _set(
+_COMMON_NOUNS = _ORGANS | word_set(
     "tree bush crop weed cow cattle bull calf horse sheep goat pig chicken hen duck goose turkey buffalo fish "
     "carp bream butterfly moth beetle bug fly bee wasp ant pear apple melon grape date citrus cactus hibiscus "
     "iris mantis ibis octopus virus disease rust rot spot blight mildew seed species asparagus grass tomato "

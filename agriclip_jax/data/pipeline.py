@@ -58,6 +58,7 @@ def train_batches(
     context_length: int,
     views: Mapping[str, ViewSpec],
     needs: frozenset[str],
+    caption_kinds: Sequence[str],
     batch_size: int,
     seed: int,
     threads: int,
@@ -79,6 +80,8 @@ def train_batches(
       needs: the fields to make, of: "image/<view>" uint8 [b, count, size, size, 3]; "tokens" int32 [b, context_length]
         of a caption drawn from the example's; "caption_id" uint32 [b, 2], the 64-bit hash of that caption, normalised;
         "class_id" uint32 [b, 2], that of what the class is across datasets. The others cost nothing.
+      caption_kinds: of which captions are drawn: a kind first, each that the example has as often as the others, then
+        one of its captions; an example with none of them may draw any of its captions.
       batch_size: rows over all processes.
       seed: decides order, captions and views; 0 to 2**32 - 1.
       threads: that make batches ahead, each a whole one; 0 makes each when it is asked for.
@@ -94,7 +97,7 @@ def train_batches(
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed} is not between 0 and 2**32 - 1")
     source = alive.source(split)
-    make_row = _Rows(source, tokenizer, context_length, views, needs)
+    make_row = _Rows(source, tokenizer, context_length, views, needs, caption_kinds)
     # Grain gets the indices and not the source: it would walk every field of every example for its statistics.
     rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(make_row)
     rows = _ProcessMajor(rows, batch_size, process_count)
@@ -145,17 +148,21 @@ class _Rows:
         context_length: int,
         views: Mapping[str, ViewSpec],
         needs: frozenset[str],
+        caption_kinds: Sequence[str],
     ):
         possible = {_IMAGE + name for name in views} | {"tokens", "caption_id", "class_id"}
         for field in sorted(needs - possible):
             raise UserError(f"an objective needs {field}, which the pipeline cannot make{near_misses(field, possible)}")
         self.source, self.tokenizer, self.context_length, self.needs = source, tokenizer, context_length, needs
+        self.caption_kinds = caption_kinds
         self.views = {_IMAGE + name: spec for name, spec in views.items() if _IMAGE + name in needs}
         self.side = max((spec.source_side for spec in self.views.values()), default=0)
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         example = self.source[index]
-        caption = example["captions"][rng.integers(len(example["captions"]))]
+        groups = _by_kind(example, self.caption_kinds)
+        group = groups[rng.integers(len(groups))] if len(groups) > 1 else groups[0]
+        caption = group[rng.integers(len(group))]
         row = {}
         if self.views:
             try:
@@ -186,6 +193,14 @@ def _hash(text: str) -> np.ndarray:
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), "<u4")
 
 
-def captions(alive: Alive, split: str) -> list[str]:
-    """The distinct captions of a split, in the order in which they come first."""
-    return list(dict.fromkeys(caption for example in alive.source(split) for caption in example["captions"]))
+def _by_kind(example: Mapping[str, Any], kinds: Sequence[str]) -> list[list[str]]:
+    """The captions that training may draw, by kind."""
+    named = list(zip(example["captions"], example["caption_kinds"], strict=True))
+    groups = [[caption for caption, kind in named if kind == wanted] for wanted in kinds]
+    return list(filter(None, groups)) or [example["captions"]]
+
+
+def captions(alive: Alive, split: str, kinds: Sequence[str]) -> list[str]:
+    """The distinct captions of a split that training may draw, in the order in which they come first."""
+    drawn = (group for example in alive.source(split) for group in _by_kind(example, kinds))
+    return list(dict.fromkeys(caption for group in drawn for caption in group))

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agriclip_jax.data import captions, splits
+from agriclip_jax.data.knowledge import Knowledge
 from agriclip_jax.data.records import DatasetRecord, Example, parallel_map
 from agriclip_jax.data.views import decode
 from agriclip_jax.errors import UserError, near_misses
@@ -398,6 +399,7 @@ class Survey:
       notes: what a user should know: guessed names, classes without photos.
       ignored: number of files that are no photos.
       counts: slug -> split -> number of photos.
+      knowledge: facts that classes get captions from.
     """
 
     datasets: dict[str, DatasetRecord]
@@ -405,7 +407,22 @@ class Survey:
     notes: list[str]
     ignored: int
     counts: dict[str, dict[str, int]]
+    knowledge: Knowledge | None
     _parts: list[_Dataset] = field(repr=False)
+
+    def captions(self, class_name: str, domain: str, dataset: str) -> list[tuple[str, str]]:
+        """The captions of a class as (text, kind): templates, then what it looks like, as far as that is known."""
+        known = self.knowledge.captions(class_name, domain, dataset) if self.knowledge else []
+        return captions.captions(class_name, domain, dataset) + [(text, "knowledge") for text in known]
+
+    def unknown(self) -> list[str]:
+        """The classes without a fact, as "dataset/class name"."""
+        return [
+            f"{slug}/{name}"
+            for slug, record in self.datasets.items()
+            for name in record.classes.values()
+            if not (self.knowledge and self.knowledge.find(name, slug, record.domain))
+        ]
 
     def splits(self) -> dict[str, Callable[[], Iterator[Example]]]:
         """What `records.write` takes: split -> function giving its examples."""
@@ -423,7 +440,7 @@ class Survey:
             if not photos:
                 continue
             texts = {
-                key: tuple(zip(*captions.captions(name, record.domain, part.slug), strict=True))
+                key: tuple(zip(*self.captions(name, record.domain, part.slug), strict=True))
                 for key, name in record.classes.items()
             }
             for place, data in part.reader.read(photos):
@@ -448,6 +465,7 @@ def survey(
     *,
     metadata: Mapping[str, dict] | None = None,
     ratios: Mapping[str, int] = splits.RATIOS,
+    knowledge: Knowledge | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Survey:
     """Reads every photo once and decodes it whole, to learn which can be kept.
@@ -456,6 +474,7 @@ def survey(
       readers: from `find`.
       metadata: records by dataset name, from `read_metadata`; they come before a `dataset.json` in or beside a source.
       ratios: percent by split.
+      knowledge: facts that classes get captions from.
       progress: called with (photos done since the last call, photos in all).
 
     Raises:
@@ -483,6 +502,7 @@ def survey(
         notes=[note for part in parts for note in _notes(part)],
         ignored=sum(part.ignored for part in parts),
         counts={part.slug: dict(Counter(photo.split for photo in part.photos)) for part in kept},
+        knowledge=knowledge,
         _parts=kept,
     )
 
