@@ -31,12 +31,13 @@ KINDS_OF = {
     "poultry": ("breed", "animal", "animal disease", "state"),
     "fish": ("fish", "animal"),
 }
-KINDS = tuple(sorted({kind for kinds in KINDS_OF.values() for kind in kinds}))
+KINDS = tuple(sorted({"flower", *(kind for kinds in KINDS_OF.values() for kind in kinds)}))
 
 _IDLE = word_set("a an the with of on in by and for from at under to showing having")
 _SORTS = word_set("fish plant leaf weed insect pest fruit animal crop")  # of a domain, all are that
 _PARTS = word_set("leaf stem root flower")  # a photo of one of them shows no sign on another part of the plant
-_PLANT = _PARTS | word_set("plant seedling")  # nor does one of these show fruit
+_PLANT = _PARTS | word_set("plant seedling")
+_NOT_SHOWN_BY = {"fruit": _PLANT, "ripeness": _PLANT, "flower": _PLANT - {"flower"}}  # nor these kinds, one of those
 _ORGANS = _PARTS | word_set(
     "fruit tuber cane pod boll berry bud shoot twig branch trunk bark panicle grain ear cob kernel head bulb seed stalk"
 )
@@ -95,7 +96,7 @@ class Knowledge:
             host = any(frozenset(_words(host)) <= told for host in fact.hosts)
             if not words <= said or fact.kind not in kinds or (fact.hosts and not host):
                 continue
-            if fact.kind in ("fruit", "ripeness") and said & _PLANT:
+            if said & _NOT_SHOWN_BY.get(fact.kind, frozenset()):
                 continue
             weight = (sum(sorted(self._weight[word] for word in words)), host, len(words))
             if weight > best:
