@@ -83,18 +83,18 @@ def fit(
     start = step = int(state.step)
     meter = Meter(log, total_steps, every.log, step)
     stop = False
-    ahead = read(batches, place) if step < total_steps else None
+    ahead = read(batches, place, meter) if step < total_steps else None
     pending = None
     with stop_requests(checkpoints) as stop_requested:
         while step < total_steps and not stop:
-            batch, position, waited = ahead
+            batch, position = ahead
             state, metrics = step_function(state, batch)
             step += 1
             if step < total_steps:
-                ahead = read(batches, place)
+                ahead = read(batches, place, meter)
             if pending:
                 meter.add(*_checked(learner, state, workdir, *pending))
-            pending = (step, metrics, batch, waited)
+            pending = (step, metrics, batch)
             stop = stop_requested(step)
             evaluating = evaluate is not None and (
                 step == total_steps or (every.evaluation and step % every.evaluation == 0)
@@ -116,13 +116,12 @@ def fit(
 
 
 def read(
-    batches: Batches, place: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
-) -> tuple[dict[str, jax.Array], dict[str, Any], float]:
-    """The next batch on the devices, the position after it, and the seconds spent waiting for it."""
-    began = time.perf_counter()
-    rows = next(batches)
-    waited = time.perf_counter() - began
-    return place(rows), batches.get_state(), waited
+    batches: Batches, place: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]], meter: "Meter"
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """The next batch on the devices, and the position after it."""
+    with meter.waiting():
+        rows = next(batches)
+    return place(rows), batches.get_state()
 
 
 def _checked(
@@ -132,8 +131,7 @@ def _checked(
     step: int,
     metrics: Any,
     batch: Mapping[str, jax.Array],
-    waited: float,
-) -> tuple[int, dict[str, float], int, float]:
+) -> tuple[int, dict[str, float], int]:
     """The metrics of a finished step on the host; `state` is then as it was before the first non-finite step."""
     scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not scalars.pop("healthy"):
@@ -153,7 +151,7 @@ def _checked(
             f"batch {where}, the checkpoints before this step are whole; lower config.optimizer.learning_rate in "
             "another --workdir, or look at the batch"
         )
-    return step, scalars, next(iter(batch.values())).shape[0], waited
+    return step, scalars, next(iter(batch.values())).shape[0]
 
 
 class Meter:
@@ -164,10 +162,9 @@ class Meter:
         self._began = self._since = time.perf_counter()
         self._start, self._images, self._waited = start, 0, 0.0
 
-    def add(self, step: int, scalars: Mapping[str, float], images: int, waited: float) -> None:
+    def add(self, step: int, scalars: Mapping[str, float], images: int) -> None:
         """Takes the metrics of one step."""
         self._images += images
-        self._waited += waited
         if step % self._every and step != self._total:
             return
         now = time.perf_counter()
@@ -175,6 +172,13 @@ class Meter:
         left = (now - self._began) / (step - self._start) * (self._total - step)
         self._log.row(step, {**scalars, **speed}, left)
         self._since, self._images, self._waited = now, 0, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time inside as waiting for input, in the row of the time it falls in."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -56,7 +56,7 @@ def test_every_sign_says_in_few_words_something_of_its_own():
         ("Murrah sheep", "any", "livestock", ("sheep", None)),  # Murrah is a buffalo
         ("black-grass weed seedling", "any", "weed", ("black-grass", None)),
         ("maize seedling", "any", "weed", ("seedling stage", None)),
-        ("rice spiny beetle (hispa)", "any", "insect", ("hispa", "rice")),
+        ("rice spiny beetle (hispa)", "any", "insect", ("rice hispa", "rice")),
         ("catla (katla) carp fish", "any", "fish", ("catla", None)),
         ("Zanclus cornutus (Moorish idol)", "any", "fish", ("Moorish idol", None)),
         ("orange bell pepper", "any", "fruit", ("orange bell pepper", None)),

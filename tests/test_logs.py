@@ -2,11 +2,13 @@
 
 import json
 import resource
+import time
 
 import pytest
 
 from agriclip_jax.errors import RunFailure
 from agriclip_jax.logs import Log
+from agriclip_jax.train import Meter
 
 ROW = {"loss": 2.34567, "loss/contrastive": 2.0, "images_per_s": 181.4}
 
@@ -99,6 +101,18 @@ def test_the_events_hold_every_value(tmp_path):
         data = data[16 + length :]
     log.close()
     assert values == pytest.approx(ROW | {"validation/score": 0.5})
+
+
+def test_waiting_for_input_counts_in_the_row_of_the_time_it_falls_in(tmp_path):
+    log = Log(tmp_path, total_steps=2)
+    meter = Meter(log, 2, 1, 0)
+    with meter.waiting():  # a batch read ahead: its step ends one row later
+        time.sleep(0.05)
+    for step in (1, 2):
+        meter.add(step, {"loss": 1.0}, 16)
+    log.close()
+    first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert 0.5 < first["input_wait"] <= 1 and second["input_wait"] == 0
 
 
 def test_other_processes_write_nothing(tmp_path, capsys):
