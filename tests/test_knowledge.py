@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agriclip_jax.data import knowledge
@@ -87,6 +87,7 @@ def test_what_nothing_is_known_of_finds_nothing(class_name, domain):
     assert KNOWN.captions(class_name, domain, "any") == []
 
 
+@settings(deadline=None)  # a busy machine may pause for long
 @given(st.sampled_from(shipped()))
 def test_a_fact_is_found_by_its_own_name_and_host(fact):
     named = f"{fact.name} {fact.hosts[0] if fact.hosts else ''}"
@@ -94,6 +95,7 @@ def test_a_fact_is_found_by_its_own_name_and_host(fact):
     assert found is fact or fact.kind in ("fruit", "ripeness", "flower")
 
 
+@settings(deadline=None)  # a busy machine may pause for long
 @given(st.text(), st.text())
 def test_no_name_breaks_the_search(class_name, dataset):
     KNOWN.captions(class_name, "other", dataset)
