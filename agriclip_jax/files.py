@@ -1,4 +1,4 @@
-"""Files of this project's own making: written whole or not at all, and read with one clear line when damaged."""
+"""Small files: written whole or not at all, and read with one clear line when damaged."""
 
 import contextlib
 import json
@@ -24,6 +24,29 @@ def read_record(path: Path, *keys: str) -> Any:
     if keys and not (isinstance(record, dict) and all(key in record for key in keys)):
         raise UserError(f"{path} is damaged (it has no {' or no '.join(keys)}); restore it, or make its folder again")
     return record
+
+
+def read_yaml(path: Path, what: str, most_bytes: int) -> Any:
+    """The content of a YAML file that a person wrote: plain values only.
+
+    Args:
+      path: the file.
+      what: it holds, for errors: "the facts".
+      most_bytes: a larger file is refused.
+
+    Raises:
+      UserError: it cannot be read, is too large or no such YAML.
+    """
+    import yaml
+
+    try:
+        if path.stat().st_size > most_bytes:
+            raise UserError(f"{what} {path} are larger than {most_bytes >> 20} MiB")
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{what} {path} are no valid YAML: {' '.join(str(error).split())[:200]}") from error
 
 
 def check_place(path: Path | str) -> None:

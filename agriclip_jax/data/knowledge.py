@@ -12,10 +12,9 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 from agriclip_jax.data.captions import class_phrase, normalise_caption, word_set
 from agriclip_jax.errors import UserError, near_misses
+from agriclip_jax.files import read_yaml
 
 FACTS = Path(__file__).parent / "facts"
 MAX_BYTES = 16 << 20  # of a file of facts
@@ -72,7 +71,7 @@ class Knowledge:
         self.facts, self._otherwise = tuple(facts), otherwise
         self._named: dict[str, list[tuple[frozenset[str], Fact]]] = {}
         for fact in self.facts:
-            for words in dict.fromkeys(frozenset(_words(name)) for name in (fact.name, *fact.synonyms)):
+            for words in dict.fromkeys(frozenset(content_words(name)) for name in (fact.name, *fact.synonyms)):
                 for word in words:
                     self._named.setdefault(word, []).append((words, fact))
         # Information in bits: a word of many names ("carp") tells less than one of few ("catla").
@@ -88,12 +87,12 @@ class Knowledge:
         class or by its dataset. The name that tells most wins, by the information in its words; then one with a host,
         then the longest.
         """
-        said = frozenset(_words(class_name))
-        told = said | frozenset(_words(dataset.replace("_", " ").replace("-", " ")))
+        said = frozenset(content_words(class_name))
+        told = said | frozenset(content_words(dataset.replace("_", " ").replace("-", " ")))
         kinds = KINDS_OF.get(domain, KINDS)
         best, found = (-1.0, False, 0), None
         for words, fact in (entry for word in sorted(said) for entry in self._named.get(word, ())):
-            host = any(frozenset(_words(host)) <= told for host in fact.hosts)
+            host = any(frozenset(content_words(host)) <= told for host in fact.hosts)
             if not words <= said or fact.kind not in kinds or (fact.hosts and not host):
                 continue
             if said & _NOT_SHOWN_BY.get(fact.kind, frozenset()):
@@ -114,8 +113,8 @@ class Knowledge:
         if not fact:
             return []
         phrase = class_phrase(class_name, dataset, domain)
-        part = _PARTS & set(_words(phrase))
-        shown = {sign: _ORGANS & set(_words(sign)) for sign in fact.signs}
+        part = _PARTS & set(content_words(phrase))
+        shown = {sign: _ORGANS & set(content_words(sign)) for sign in fact.signs}
         fitting = [sign for sign, organs in shown.items() if not part or part & organs or not organs]
         return [f"{phrase}, showing {sign}." for sign in fitting or fact.signs]
 
@@ -126,15 +125,7 @@ def read(path: Path | str) -> list[Fact]:
     Raises:
       UserError: it cannot be read, or an entry is not as `Fact` says; the entry is named.
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"the facts {path} are larger than {MAX_BYTES >> 20} MiB")
-        entries = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except OSError as error:
-        raise UserError(f"the facts {path} cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"the facts {path} are no valid YAML: {' '.join(str(error).split())[:200]}") from error
+    entries = read_yaml(Path(path), "the facts", MAX_BYTES)
     if not isinstance(entries, list):
         raise UserError(f"the facts {path} are not a list of entries, each with name, kind and signs")
     return [_fact(entry, f"the facts {path}, entry {number}") for number, entry in enumerate(entries, 1)]
@@ -142,7 +133,7 @@ def read(path: Path | str) -> list[Fact]:
 
 def _fact(entry: object, where: str) -> Fact:
     names = [field.name for field in fields(Fact)]
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not _words(entry["name"]):
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not content_words(entry["name"]):
         raise UserError(f"{where}: it has no name")
     where = f"{where} ({entry['name']})"
     if unknown := sorted(map(str, entry.keys() - set(names))):
@@ -179,7 +170,7 @@ def table(more: Sequence[Path | str] = ()) -> Knowledge:
     return Knowledge([fact for file in more for fact in read(file)], otherwise=Knowledge(shipped()))
 
 
-def _words(text: str) -> list[str]:
+def content_words(text: str) -> list[str]:
     """The words that say something, in the singular: "leaves with brown spots" -> leaf, brown, spot."""
     words = re.findall(r"[^\W_]+", normalise_caption(text).replace("'", "").replace("’", ""))
     return [_singular(word) for word in words if word not in _IDLE]
