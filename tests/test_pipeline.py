@@ -303,3 +303,11 @@ def test_a_crop_of_the_pipeline_is_a_crop_of_the_views(batches):
     index = which(batch)[0]
     whole = crops(decode(photo(index)), np.random.default_rng(0), spec)
     np.testing.assert_array_equal(batch["image/global"][0], whole)
+
+
+def test_an_image_without_a_label_is_a_class_of_its_own(tmp_path, batches):
+    unlabelled = [replace(example(i), class_name="", class_key="", dataset="web") for i in range(6)]
+    records = {"web": DatasetRecord("other", {"": ""})}
+    write(tmp_path / "web", {"train": lambda: iter(unlabelled)}, name="web", description="x", datasets=records)
+    batch = next(batches(Alive.open(tmp_path / "web"), batch_size=6))
+    assert len({tuple(row) for row in batch["class_id"]}) == 6

@@ -183,10 +183,11 @@ def run(tmp_path_factory):
     from agriclip_jax import recipe
     from agriclip_jax.checkpoint import Checkpoints
     from agriclip_jax.data import captions, records, sources, tokenizers
+    from agriclip_jax.data import survey as surveys
 
     root = tmp_path_factory.mktemp("run")
     apples = folder(root / "apples", {"red_apple": photos("red", 15), "green_apple": photos("green", 15)})
-    survey = sources.survey(sources.find([str(apples)]))
+    survey = surveys.survey(sources.find([str(apples)]))
     records.write(root / "alive", survey.splits(), name="alive", description="apples", datasets=survey.datasets)
     workdir, settings = root / "workdir", config(text__vocab_size=600)
     workdir.mkdir()

@@ -10,6 +10,7 @@ import pytest
 from colour_model import ColourModel, folder, photos
 
 from agriclip_jax.data import captions, corpus, sources
+from agriclip_jax.data import survey as surveys
 from agriclip_jax.data.records import Alive, write
 from agriclip_jax.data.splits import split_of
 from agriclip_jax.errors import UserError
@@ -25,7 +26,7 @@ def fruit(tmp_path):
 @pytest.fixture
 def alive(tmp_path, fruit):
     folder(tmp_path / "sky", {"blue": photos("blue", 9)})
-    survey = sources.survey(sources.find([str(fruit), str(tmp_path / "sky")]))
+    survey = surveys.survey(sources.find([str(fruit), str(tmp_path / "sky")]))
     write(tmp_path / "alive", survey.splits(), name="alive", description="test", datasets=survey.datasets)
     return Alive.open(tmp_path / "alive")
 
@@ -119,6 +120,24 @@ def test_an_alive_folder_is_one_task_for_each_dataset(alive):
     assert sum(task.count for task in everything) == sum(alive.splits.values()) == 30
 
 
+def test_images_without_a_label_are_in_no_task(tmp_path, fruit):
+    rows = [
+        f"{path.relative_to(tmp_path)},{path.parent.name if n % 3 else ''},a fruit"
+        for n, path in enumerate(sorted(fruit.rglob("*.jpg")))
+    ]
+    (tmp_path / "web.csv").write_text("\n".join(["filepath,label,caption", *rows]), encoding="utf-8")
+    (tmp_path / "plain.csv").write_text(
+        "\n".join(["filepath,caption", "fruit/red_apple/000.jpg,an apple"]), encoding="utf-8"
+    )
+    survey = surveys.survey(
+        sources.find([str(tmp_path / "web.csv"), str(tmp_path / "plain.csv")]), ratios={"train": 100}
+    )
+    write(tmp_path / "alive", survey.splits(), name="alive", description="test", datasets=survey.datasets)
+    (task,) = from_alive(Alive.open(tmp_path / "alive"), "train")
+    assert task.class_keys == ("GreenApple", "red_apple") and task.count == 14
+    assert all(photo.source.split("/")[2] == task.class_keys[photo.label] for photo in task.photos())
+
+
 def test_a_runs_own_alive_folder_is_in_domain_and_any_other_downstream(alive):
     assert {task.group for task in from_alive(alive, "test")} == {"in-domain"}
     assert [task.group for task in load_tasks(str(alive.path), seen={"sky"})] == ["downstream", "in-domain"]
@@ -159,7 +178,7 @@ def test_notes_tell_what_was_guessed(fruit):
     ("spec", "options", "message"),
     [
         ("{}/fruut", {}, "--tasks=.*fruut: no such file or folder; did you mean 'fruit'?"),
-        ("{}/fruit/red_apple/000.jpg", {}, "--tasks=.* is neither a folder nor an archive"),
+        ("{}/fruit/red_apple/000.jpg", {}, "--tasks=.* is no folder, archive"),
         ("{}/empty", {}, "no photo to keep"),
         (" , ", {}, "names nothing"),
         ("{}/fruit", {"split": "tset"}, "--split=tset: unknown split; did you mean 'test'"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from agriclip_jax.data.records import shrink
-from agriclip_jax.data.sources import fault
+from agriclip_jax.data.survey import examine
 from agriclip_jax.data.views import ViewSpec, crops, decode, eval_view, load_view
 from agriclip_jax.errors import UserError
 
@@ -80,7 +80,7 @@ def test_exif_that_pillow_cannot_write_anew_still_turns_a_photo(tag):
     data = encoded(Image.new("RGB", (40, 20), "blue"), "JPEG", exif=exif)
     assert decode(data).size == (20, 40)
     assert Image.open(io.BytesIO(shrink(data, 20))).size == (10, 20)
-    assert fault(data) == ""
+    assert examine(data).fault == ""
 
 
 def test_transparent_parts_are_white():

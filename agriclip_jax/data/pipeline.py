@@ -175,7 +175,9 @@ class _Rows:
         if "caption_id" in self.needs:
             row["caption_id"] = _caption_id(caption)
         if "class_id" in self.needs:
-            row["class_id"] = _class_id(example["class_name"], example["dataset"])
+            # An image without a label is a class of its own.
+            name = example["class_name"]
+            row["class_id"] = _class_id(name, example["dataset"]) if name else _hash(example["source"])
         return row
 
 

@@ -29,9 +29,10 @@ from PIL import ExifTags, Image
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import check_place, read_record
 
-CAPTION_KINDS = ("template", "knowledge", "taxonomy", "rewritten", "described")
+CAPTION_KINDS = ("template", "knowledge", "taxonomy", "rewritten", "described", "given")
 MAX_PIXELS = 200_000_000  # a larger image is refused before it is decoded
 EXAMPLES_PER_SHARD = 2048
+VERSION = "1.0.0"  # of the TFDS datasets
 
 # EXIF orientation -> what turns such an image upright (Exif 2.3, tag 274).
 UPRIGHT = {
@@ -59,8 +60,8 @@ class Example:
       image: the encoded JPEG, PNG, WEBP, GIF or BMP bytes, as they came.
       captions: at least one.
       caption_kinds: parallel to `captions`, from `CAPTION_KINDS`.
-      class_name: as people say it: "coffee leaf with rust".
-      class_key: folder name, unique in its dataset: "coffee_leaf_with_rust".
+      class_name: as people say it: "coffee leaf with rust"; empty when it has no label, only captions.
+      class_key: folder name, unique in its dataset: "coffee_leaf_with_rust"; empty with `class_name`.
       dataset: slug: "coffee_leaf".
       domain: "crop", "fruit", "weed", "insect", "livestock", "fish", "poultry", ..., "other".
       source: path in the source: "coffee_leaf/coffee_leaf_with_rust/12.jpg".
@@ -92,6 +93,7 @@ class DatasetRecord:
       licence: as far as its source states one.
       source: where it came from.
       templates: zero-shot prompts with `{}`; empty means those of its domain.
+      taxonomy: class_key -> names by rank, as far as they are known; see `taxonomy.py`.
     """
 
     domain: str
@@ -99,6 +101,7 @@ class DatasetRecord:
     licence: str = ""
     source: str = ""
     templates: tuple[str, ...] = ()
+    taxonomy: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def class_list(datasets: Mapping[str, DatasetRecord]) -> list[str]:
@@ -116,12 +119,11 @@ def write(
     max_side: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes an ALive folder, all of it or nothing.
 
-    The folder is built beside `out` and renamed when it is whole, so a killed build leaves nothing that looks finished;
-    what a killed build left is removed by the next one. Examples stream: memory does not grow with their number. They
-    stand in the order in which they come.
+    Examples stream: memory does not grow with their number. They stand in the order in which they come.
 
     Args:
       out: the folder to make; it itself will hold `dataset_info.json`.
@@ -132,16 +134,58 @@ def write(
       max_side: shrink images whose longer side has more pixels than this; None leaves every byte as it came.
       overwrite: replace `out` when it is an ALive folder; any other non-empty folder is never touched.
       progress: called with the number of examples written since the last call.
+      finish: called with the folder when it is whole, before it gets its name; may add files to it.
 
     Raises:
       UserError: `out` is taken, cannot be written, the disk is full, or there is no example at all.
+    """
+
+    def shards(folder: Path) -> tuple[dict[str, int], str]:
+        return _write_shards(folder, splits, name, description, datasets, max_side, progress or (lambda count: None))
+
+    put(out, shards, name=name, datasets=datasets, overwrite=overwrite, finish=finish)
+
+
+def put(
+    out: Path | str,
+    write_shards: Callable[[Path], tuple[dict[str, int], str]],
+    *,
+    name: str,
+    datasets: Mapping[str, DatasetRecord],
+    overwrite: bool = False,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
+    """Makes an ALive folder of shards that something else writes, all of it or nothing.
+
+    The folder is built beside `out` and renamed when it is whole, so a killed build leaves nothing that looks finished;
+    what a killed build left is removed by the next one.
+
+    Args:
+      out, name, datasets, overwrite, finish: as of `write`.
+      write_shards: writes a TFDS dataset of `features` into a folder; gives split -> number of examples, and the
+        fingerprint of the content.
+
+    Raises:
+      UserError: as `write` does.
     """
     out = Path(os.path.realpath(out))
     check_out(out, overwrite=overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _partial_folder(out) as partial:
-            _write_files(partial, splits, name, description, datasets, max_side, progress or (lambda count: None))
+            counts, fingerprint = write_shards(partial)
+            _check_shards(partial, name, counts)
+            about = {
+                "name": name,
+                "fingerprint": fingerprint,
+                "splits": counts,
+                "shards": {path.name: path.stat().st_size for path in sorted(partial.glob("*.array_record-*"))},
+                "datasets": {slug: asdict(record) for slug, record in datasets.items()},
+            }
+            text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+            (partial / "alive.json").write_text(text, encoding="utf-8")
+            if finish:
+                finish(partial)
             _move_into_place(partial, out, overwrite)
     except OSError as error:
         raise UserError(f"could not write {out}: {error.strerror or error}; nothing was kept") from error
@@ -214,7 +258,8 @@ def _move_into_place(partial: Path, out: Path, overwrite: bool) -> None:
             raise
 
 
-def _features(classes: Sequence[str]):
+def features(classes: Sequence[str]):
+    """The TFDS features of an ALive dataset with these labels."""
     import tensorflow_datasets as tfds
 
     text = tfds.features.Text
@@ -236,7 +281,7 @@ def _features(classes: Sequence[str]):
     )
 
 
-def _write_files(
+def _write_shards(
     folder: Path,
     splits: Mapping[str, Callable[[], Iterable[Example]]],
     name: str,
@@ -244,33 +289,33 @@ def _write_files(
     datasets: Mapping[str, DatasetRecord],
     max_side: int | None,
     progress: Callable[[int], None],
-) -> None:
+) -> tuple[dict[str, int], str]:
+    """Writes one split after the other; gives their numbers of examples and the fingerprint."""
     import tensorflow_datasets as tfds
 
     classes = class_list(datasets)
     labels = {key: label for label, key in enumerate(classes)}
     identity = tfds.core.DatasetIdentity(
-        name=name, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=__name__
+        name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
     )
     info = tfds.core.DatasetInfo(
-        builder=identity, description=description, features=_features(classes), disable_shuffling=True
+        builder=identity, description=description, features=features(classes), disable_shuffling=True
     )
     # GeneratorBasedBuilder keeps a split in memory and past 1 GB asks for TensorFlow; the sequential writer streams.
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=EXAMPLES_PER_SHARD, file_format="array_record")
-    fingerprint = hashlib.sha256(json.dumps(classes).encode())
-    counts = {}
+    fingerprint, counts = Fingerprint(classes), {}
     for split, examples_of in splits.items():
         examples = iter(examples_of())
         first = next(examples, None)
         if first is None:
             continue
         writer.initialize_splits([split])
-        fingerprint.update(split.encode())
+        fingerprint.begin(split)
         counts[split] = 0
         for batch in _batches(_shrunk(itertools.chain([first], examples), max_side)):
             for example in batch:
-                fingerprint.update(_digest(example))
-            encoded = [_encoded(example, labels) for example in batch]
+                fingerprint.add(example)
+            encoded = [encode(example, labels) for example in batch]
             with _disk_errors():
                 writer.add_examples({split: encoded})
             counts[split] += len(batch)
@@ -279,15 +324,27 @@ def _write_files(
             writer.close_splits([split])
     if not counts:
         raise UserError("there is no example to write")
-    _check_shards(folder, name, counts)
-    about = {
-        "name": name,
-        "fingerprint": fingerprint.hexdigest(),
-        "splits": counts,
-        "shards": {path.name: path.stat().st_size for path in sorted(folder.glob("*.array_record-*"))},
-        "datasets": {slug: asdict(record) for slug, record in datasets.items()},
-    }
-    (folder / "alive.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return counts, fingerprint.hexdigest()
+
+
+class Fingerprint:
+    """Tells content apart: classes, splits, examples and their order."""
+
+    def __init__(self, classes: Sequence[str]):
+        self._hash = hashlib.sha256(json.dumps(classes).encode())
+
+    def begin(self, split: str) -> None:
+        """The examples of a split follow."""
+        self._hash.update(split.encode())
+
+    def add(self, example: Example) -> None:
+        """The next example."""
+        fields = {**asdict(example), "image": hashlib.sha256(example.image).hexdigest()}
+        self._hash.update(hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).digest())
+
+    def hexdigest(self) -> str:
+        """Of all that was added."""
+        return self._hash.hexdigest()
 
 
 def _batches(examples: Iterable[Example], *, most: int = 256, most_bytes: int = 16 << 20) -> Iterator[list[Example]]:
@@ -309,12 +366,8 @@ def _shrunk(examples: Iterable[Example], max_side: int | None) -> Iterable[Examp
     return parallel_map(lambda example: replace(example, image=shrink(example.image, max_side)), examples)
 
 
-def _digest(example: Example) -> bytes:
-    fields = {**asdict(example), "image": hashlib.sha256(example.image).hexdigest()}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).digest()
-
-
-def _encoded(example: Example, labels: Mapping[str, int]) -> dict[str, Any]:
+def encode(example: Example, labels: Mapping[str, int]) -> dict[str, Any]:
+    """An example as TFDS takes it, with the label of its class."""
     import tensorflow_datasets as tfds
 
     if not example.captions or len(example.captions) != len(example.caption_kinds):
@@ -484,12 +537,20 @@ def upright(image: Image.Image) -> Image.Image:
 
     Pillow's `exif_transpose` also writes those anew, which fails for tags to which some program gave another type.
     """
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # broken EXIF raises many kinds
-        return image
-    method = UPRIGHT.get(orientation)
+    method = UPRIGHT.get(_orientation(image))
     return image if method is None else image.transpose(method)
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether `upright` swaps width and height."""
+    return _orientation(image) in (5, 6, 7, 8)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken EXIF raises many kinds
+        return None
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

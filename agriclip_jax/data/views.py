@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from agriclip_jax.data.records import MAX_PIXELS, eight_bits, upright
+from agriclip_jax.data.records import MAX_PIXELS, eight_bits, is_turned, upright
 from agriclip_jax.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -111,6 +111,12 @@ def decode(data: bytes, side: int | None = None) -> Image.Image:
     except Exception as error:  # Pillow's decoders answer broken bytes with many kinds of exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"broken image: {reason}") from error
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height, in pixels, of the upright image in a photo that `decode` takes; only its header is read."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    return image.size[::-1] if is_turned(image) else image.size
 
 
 def _rgb(image: Image.Image) -> Image.Image:

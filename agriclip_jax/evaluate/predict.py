@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from agriclip_jax.data import captions
-from agriclip_jax.data.sources import PHOTO_ENDINGS, printable, read_photo
+from agriclip_jax.data.sources.files import PHOTO_ENDINGS, printable, read_file
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import zeroshot
 from agriclip_jax.evaluate.zeroshot import Embedder
@@ -128,7 +128,7 @@ def predict(
     def contents() -> Iterator[bytes | Exception]:
         for file in files:
             try:
-                yield read_photo(file)
+                yield read_file(file)
             except (OSError, ValueError) as error:
                 yield error
 

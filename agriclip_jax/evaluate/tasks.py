@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agriclip_jax.data import captions, corpus, sources
+from agriclip_jax.data import survey as surveys
 from agriclip_jax.data.records import Alive, DatasetRecord
-from agriclip_jax.data.splits import SPLITS, split_of
+from agriclip_jax.data.splits import SPLITS
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import read_record
 
@@ -127,7 +128,7 @@ def known_classes(workdir: Path | str) -> list[dict[str, str]]:
 def from_alive(
     alive: Alive, split: str, *, templates: Sequence[str] = (), seen: Collection[str] | None = None
 ) -> list[Task]:
-    """One task for each dataset of an ALive folder.
+    """One task for each dataset of an ALive folder that has labels.
 
     Args:
       alive: the opened folder.
@@ -139,11 +140,15 @@ def from_alive(
       UserError: the folder has no such split.
     """
     found = [alive.source(name) for name in (alive.splits if split == ALL else (split,))]
-    places = {slug: [] for slug in alive.datasets}
+    labelled = {slug: record for slug, record in alive.datasets.items() if any(record.classes)}
+    places = {slug: [] for slug in labelled}
     for source in found:
         for row in range(len(source)):
-            places[alive.classes[source[row]["label"]].partition("/")[0]].append((source, row))
-    first = dict(zip(alive.datasets, _starts(alive), strict=True))
+            slug, _, key = alive.classes[source[row]["label"]].partition("/")
+            if key:
+                places[slug].append((source, row))
+    # Where the labels of each dataset begin; the class without a name, of images without a label, sorts first.
+    first = {slug: start + ("" in alive.datasets[slug].classes) for slug, start in _starts(alive).items()}
 
     def stream(slug: str) -> Iterator[Photo]:
         for source, row in places[slug]:
@@ -156,19 +161,20 @@ def from_alive(
             group=_group(slug, alive.datasets if seen is None else seen),
             domain=record.domain,
             split=split,
-            class_keys=tuple(record.classes),
-            class_names=tuple(record.classes.values()),
+            class_keys=tuple(filter(None, record.classes)),
+            class_names=tuple(filter(None, record.classes.values())),
             templates=tuple(templates) or tuple(record.templates) or captions.templates(record.domain),
             count=len(places[slug]),
             photos=partial(stream, slug),
         )
-        for slug, record in alive.datasets.items()
+        for slug, record in labelled.items()
     ]
 
 
-def _starts(alive: Alive) -> Iterator[int]:
+def _starts(alive: Alive) -> dict[str, int]:
     """Where each dataset's classes begin in the global list."""
-    return accumulate([0, *(len(record.classes) for record in alive.datasets.values())][:-1])
+    sizes = [len(record.classes) for record in alive.datasets.values()]
+    return dict(zip(alive.datasets, accumulate([0, *sizes]), strict=False))
 
 
 def _group(slug: str, seen: Collection[str]) -> str:
@@ -186,12 +192,8 @@ def _from_photos(
     say: Callable[[str], None],
 ) -> Iterator[Task]:
     """One task for each class-per-folder tree or archive that `part` names."""
-    try:
-        readers = sources.find([part])
-    except UserError as error:
-        raise UserError(str(error).replace("--source", "--tasks")) from error
-    for reader in readers:
-        survey = sources.survey([reader], metadata=metadata)
+    for source in sources.find([part], flag="--tasks"):
+        survey = surveys.survey([source], metadata=metadata)
         for line in survey.notes:
             say(line)
         ((slug, record),) = survey.datasets.items()
@@ -209,16 +211,11 @@ def _from_photos(
             templates=tuple(templates) or record.templates or captions.templates(record.domain),
             count=sum(in_split.values()) if of_split == ALL else in_split.get(of_split, 0),
             photos=partial(_stream, survey, record, None if of_split == ALL else of_split),
-            unreadable=tuple(problem for problem in survey.problems if of_split in (ALL, _split_of(problem.source))),
+            unreadable=tuple(survey.dropped(surveys.UNREADABLE, None if of_split == ALL else of_split)),
         )
 
 
-def _split_of(source: str) -> str:
-    slug, *_, folder, file = source.split("/") if source.count("/") > 1 else ("", "", source)
-    return split_of(slug, " ".join(folder.split()), file)
-
-
-def _stream(survey: sources.Survey, record: DatasetRecord, split: str | None) -> Iterator[Photo]:
+def _stream(survey: surveys.Survey, record: DatasetRecord, split: str | None) -> Iterator[Photo]:
     labels = {key: label for label, key in enumerate(record.classes)}
     for example in survey.examples(split):
         yield Photo(example.image, labels[example.class_key], example.source)

@@ -1,0 +1,599 @@
+"""What sources hold, photo by photo: listed, read once to learn which can be kept, then streamed as examples.
+
+The list is a temporary SQLite database, so memory does not grow with the number of photos. `curation.py` drops photos
+from it by stages; what is left are the examples.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import re
+import sqlite3
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from agriclip_jax.data import captions, catalogue, splits, taxonomy
+from agriclip_jax.data.duplicates import SIDE, perceptual_hash
+from agriclip_jax.data.knowledge import Knowledge
+from agriclip_jax.data.records import DatasetRecord, Example, parallel_map
+from agriclip_jax.data.sources.base import METADATA, About, Aside, Item, Known, Source, read_metadata, squeezed
+from agriclip_jax.data.views import decode, size_of
+from agriclip_jax.errors import UserError
+
+UNREADABLE = "unreadable"  # the stage that drops what cannot be used
+_ROWS = 4096  # of the list, held in memory at once
+_READ = 64  # photos between two words on progress
+
+_LIST = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+CREATE TABLE photo (
+    id INTEGER PRIMARY KEY, part INTEGER, path TEXT, place TEXT, class_key TEXT, split TEXT, captions TEXT,
+    sha BLOB, look BLOB, width INTEGER, height INTEGER, stage TEXT, reason TEXT, twin INTEGER
+);
+CREATE INDEX by_part ON photo (part, class_key, path);
+"""
+
+
+class Problem(NamedTuple):
+    """A photo that was dropped, and why."""
+
+    source: str
+    reason: str
+
+
+class Row(NamedTuple):
+    """A photo of the list.
+
+    Attributes:
+      id: its number.
+      path: in its source.
+      place: what its source reads it by.
+      class_key: empty when it has no label.
+      captions: its own ones, (text, kind) each.
+    """
+
+    id: int
+    path: str
+    place: Any
+    class_key: str
+    captions: tuple[tuple[str, str], ...]
+
+
+class Finding(NamedTuple):
+    """What reading a photo once tells.
+
+    Attributes:
+      fault: why it cannot be used; empty when it can, and only then the others are filled.
+      sha: SHA-256 of its bytes.
+      look: its perceptual hash, as bytes.
+      width: pixels, upright.
+      height: pixels, upright.
+    """
+
+    fault: str
+    sha: bytes = b""
+    look: bytes = b""
+    width: int = 0
+    height: int = 0
+
+
+def examine(data: bytes | Exception) -> Finding:
+    """What is to know of an encoded photo, or of why it could not be read; it is decoded whole."""
+    if isinstance(data, ValueError):
+        return Finding(str(data))
+    if isinstance(data, Exception):
+        return Finding(f"cannot be read: {data}")
+    if not data:
+        return Finding("is empty")
+    try:
+        look = perceptual_hash(decode(data, SIDE))
+    except UserError as error:
+        return Finding(str(error))
+    return Finding("", hashlib.sha256(data).digest(), look.tobytes(), *size_of(data))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some photos of one source, and what is said of them.
+
+    Attributes:
+      source: where they are.
+      slug: of the dataset.
+      record: of the dataset, with the classes of these photos at least.
+      texts: class -> its captions, (text, kind) each.
+      rows: the photos, in an order in which the source can read them.
+    """
+
+    source: Source
+    slug: str
+    record: DatasetRecord
+    texts: Mapping[str, Sequence[tuple[str, str]]]
+    rows: Iterable[Row]
+
+    def photos(self) -> Iterator[tuple[Row, bytes]]:
+        """The photos with their bytes.
+
+        Raises:
+          UserError: a photo that could be read before cannot be read any more.
+        """
+        rows, again = itertools.tee(self.rows)
+        for row, data in zip(rows, self.source.read(row.place for row in again), strict=True):
+            if isinstance(data, Exception):
+                raise UserError(f"{self.slug}/{row.path} cannot be read any more ({data}); was it changed?")
+            yield row, data
+
+    def captions(self, row: Row) -> dict[str, str]:
+        """Text -> kind of a photo's captions: those of its class, then its own."""
+        texts = dict(self.texts[row.class_key])
+        return texts | {text: kind for text, kind in row.captions if text not in texts}
+
+    def examples(self) -> Iterator[Example]:
+        """The photos as examples; raises as `photos` does."""
+        for row, data in self.photos():
+            texts = self.captions(row)
+            yield Example(
+                image=data,
+                captions=tuple(texts),
+                caption_kinds=tuple(texts.values()),
+                class_name=self.record.classes[row.class_key],
+                class_key=row.class_key,
+                dataset=self.slug,
+                domain=self.record.domain,
+                source=f"{self.slug}/{row.path}",
+                licence=self.record.licence,
+            )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A source, and what is known of it as a whole.
+
+    Attributes:
+      number: its place among the parts.
+      source: where its photos are.
+      slug: the name of the dataset.
+      about: its metadata record; None when it has none.
+      named: the entry of the catalogue that fills what the metadata leaves out.
+      known: classes that it or its metadata speaks of.
+      aside: number of files that are no photos.
+      ours: whether its photos become examples, or are only there to be compared with.
+    """
+
+    number: int
+    source: Source
+    slug: str
+    about: dict | None
+    named: catalogue.Named | None
+    known: frozenset[str]
+    aside: int
+    ours: bool
+
+
+class Survey:
+    """The photos of sources.
+
+    Attributes:
+      parts: in the order in which they were added.
+      knowledge: facts that classes get captions from.
+      rewritten: more captions of classes, by "dataset/class_key".
+      ledger: the list, one row a photo; `stage` and `reason` say why one was dropped, `twin` for which other.
+    """
+
+    def __init__(self, knowledge: Knowledge | None = None):
+        self.parts: list[Part] = []
+        self.knowledge = knowledge
+        self.rewritten: Mapping[str, Sequence[str]] = {}
+        # An empty name is a temporary file that goes with the connection.
+        self.ledger = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self.ledger.executescript(_LIST)
+
+    # ---- listing ----
+
+    def add(
+        self,
+        source: Source,
+        *,
+        metadata: Mapping[str, dict] | None = None,
+        ratios: Mapping[str, int] = splits.RATIOS,
+        ours: bool = True,
+    ) -> None:
+        """Lists what a source holds.
+
+        Args:
+          source: from `sources.find`.
+          metadata: records by dataset name; they come before what lies in or beside the source, and that before the
+            catalogue of named datasets.
+          ratios: percent by split.
+          ours: False for photos that are only compared with.
+
+        Raises:
+          UserError: the source is damaged or climbs out of its folder, or another has its name.
+        """
+        listing = _Listing(len(self.parts))
+        self.many(
+            "INSERT INTO photo (part, path, place, class_key, captions, stage, reason) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            listing.rows(source.items()),
+        )
+        about = _about(source, metadata or {}, listing.about)
+        slug = (about or {}).get("name") or squeezed(source.slug) or "photos"
+        for part in self.parts:
+            if part.slug == slug and part.ours and ours:
+                origins = f"{part.source.origin} and {source.origin}"
+                raise UserError(f"two sources are called {slug!r}: {origins}; rename one of them")
+        known = (listing.keys | set((about or {}).get("classes", {}))) - {""}
+        named, filling = _named(slug, about, listing.keys - {""})
+        if named:
+            about = {**filling, **{key: value for key, value in (about or {}).items() if value}}
+        self.parts.append(Part(len(self.parts), source, slug, about, named, frozenset(known), listing.aside, ours))
+        together = _together(about, slug)
+
+        def split_of(key: str, path: str) -> str:
+            return splits.split_of(slug, key, together(path.rpartition("/")[2]), ratios)
+
+        self.ledger.create_function("split_of", 2, split_of)
+        self.run("UPDATE photo SET split = split_of(class_key, path) WHERE part = ?", len(self.parts) - 1)
+
+    def check(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Reads every listed photo, decodes it whole and drops those that cannot be used.
+
+        Args:
+          progress: called with (photos done since the last call, photos in all).
+
+        Raises:
+          UserError: an archive cannot be read to its end.
+        """
+        total = self.one("SELECT count(*) FROM photo WHERE stage IS NULL AND sha IS NULL")
+        for part in self.parts:
+            ids, places = itertools.tee(self._unread(part))
+            found = parallel_map(examine, part.source.read(place for _, place in places))
+            for batch in batched(zip((number for number, _ in ids), found, strict=True), _READ):
+                self.record(batch)
+                if progress:
+                    progress(len(batch), total)
+
+    def unread(self, most: int) -> Iterator[tuple[Source, list[tuple[int, Any]]]]:
+        """(source, [(id, place)]) of the photos that are still to be read, at most so many at once."""
+        for part in self.parts:
+            for rows in batched(self._unread(part), most if part.source.seekable else sys.maxsize):
+                yield part.source, rows
+
+    def _unread(self, part: Part) -> Iterator[tuple[int, Any]]:
+        last = -1
+        where = "part = ? AND id > ? AND stage IS NULL AND sha IS NULL"
+        select = f"SELECT id, place FROM photo WHERE {where} ORDER BY id LIMIT ?"
+        while rows := self.all(select, part.number, last, _ROWS):
+            yield from ((number, json.loads(place)) for number, place in rows)
+            last = rows[-1][0]
+
+    def drop_wordless(self) -> None:
+        """Drops the photos of which nothing is said: neither a class nor a caption."""
+        self.run(
+            "UPDATE photo SET stage = ?, reason = 'has neither a class nor a caption' "
+            "WHERE stage IS NULL AND class_key = '' AND captions IS NULL",
+            UNREADABLE,
+        )
+
+    def describe(self, photo: int, caption: str, error: str) -> None:
+        """Gives a photo a caption of its own, or drops it where there is none."""
+        if caption:
+            texts = json.dumps([(caption, "described")])
+            self.run("UPDATE photo SET captions = ? WHERE id = ?", texts, photo)
+        else:
+            self.run(
+                "UPDATE photo SET stage = ?, reason = ? WHERE id = ?", UNREADABLE, f"not described: {error}", photo
+            )
+
+    def record(self, found: Iterable[tuple[int, Finding]]) -> None:
+        """Notes what was found of photos, by id."""
+        self.many(
+            "UPDATE photo SET stage = iif(? = '', NULL, ?), reason = nullif(?, ''), sha = ?, look = ?, width = ?, "
+            "height = ? WHERE id = ?",
+            ((f.fault, UNREADABLE, f.fault, f.sha, f.look, f.width, f.height, row) for row, f in found),
+        )
+
+    def must_keep_some(self) -> None:
+        """Raises UserError when every photo was dropped."""
+        if self.datasets:
+            return
+        dropped = self.all("SELECT part, path, reason FROM photo WHERE stage IS NOT NULL LIMIT 1")
+        why = ""
+        if dropped:
+            ((part, path, reason),) = dropped
+            count = self.one("SELECT count(*) FROM photo")
+            why = f"; all {count} were skipped, such as {self.parts[part].slug}/{path}: {reason}"
+        origins = ", ".join(str(part.source.origin) for part in self._ours())
+        raise UserError(f"no photo to keep in {origins}{why}; photos belong in one folder for each class")
+
+    # ---- what it says ----
+
+    @property
+    def datasets(self) -> dict[str, DatasetRecord]:
+        """slug -> record of the datasets with photos that are kept, by slug; classes without one are left out."""
+        return {part.slug: record for part, record in self.described()}
+
+    def described(self) -> list[tuple[Part, DatasetRecord]]:
+        """The parts that become datasets, with what is known of them, by slug."""
+        return [(part, record) for part in self._ours() if (record := self._describe(part)).classes]
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """slug -> split -> number of photos that are kept."""
+        counts = {slug: {} for slug in self.datasets}
+        select = "SELECT part, split, count(*) FROM photo WHERE stage IS NULL GROUP BY part, split"
+        for number, split, count in self.all(select):
+            if self.parts[number].ours:
+                counts[self.parts[number].slug][split] = count
+        return counts
+
+    @property
+    def ignored(self) -> int:
+        """Number of files that are no photos."""
+        return sum(part.aside for part in self.parts)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Photos that could not be used, and why."""
+        return list(self.dropped(UNREADABLE))
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know: guessed names, classes without photos."""
+        return [note for part in self._ours() for note in self._notes(part)]
+
+    def dropped(self, stage: str, split: str | None = None) -> Iterator[Problem]:
+        """The photos of a split, or of all, that a stage dropped, and why."""
+        select = (
+            "SELECT photo.part, photo.path, photo.reason, twin.part, twin.path FROM photo "
+            "LEFT JOIN photo AS twin ON twin.id = photo.twin "
+            "WHERE photo.stage = ? AND (? IS NULL OR photo.split = ?) ORDER BY photo.part, photo.path"
+        )
+        for number, path, reason, twin_part, twin_path in self.ledger.execute(select, (stage, split, split)):
+            if self.parts[number].ours:
+                other = "" if twin_path is None else f" {self.parts[twin_part].slug}/{twin_path}"
+                yield Problem(f"{self.parts[number].slug}/{path}", reason + other)
+
+    def skipped(self, stage: str) -> dict[str, int]:
+        """slug -> how many photos a stage dropped."""
+        counted = self.all("SELECT part, count(*) FROM photo WHERE stage = ? GROUP BY part", stage)
+        return {self.parts[part].slug: count for part, count in counted if self.parts[part].ours}
+
+    def unknown(self) -> list[str]:
+        """The classes without a fact, as "dataset/class name"."""
+        return [
+            f"{slug}/{name}"
+            for slug, record in self.datasets.items()
+            for name in record.classes.values()
+            if name and not (self.knowledge and self.knowledge.find(name, slug, record.domain))
+        ]
+
+    def class_captions(self, slug: str, record: DatasetRecord, key: str) -> list[tuple[str, str]]:
+        """The captions of a class as (text, kind): templates, what it looks like, its lineage, rewritten ones."""
+        name = record.classes[key]
+        if not name:
+            return []
+        known = self.knowledge.captions(name, record.domain, slug) if self.knowledge else []
+        lineage = taxonomy.captions(record.taxonomy[key]) if key in record.taxonomy else []
+        return [
+            *captions.captions(name, record.domain, slug),
+            *((text, "knowledge") for text in known),
+            *((text, "taxonomy") for text in lineage),
+            *((text, "rewritten") for text in self.rewritten.get(f"{slug}/{key}", ())),
+        ]
+
+    def splits(self) -> dict[str, Callable[[], Iterator[Example]]]:
+        """What `records.write` takes: split -> function giving its examples."""
+        return {split: (lambda split=split: self.examples(split)) for split in splits.SPLITS}
+
+    def examples(self, split: str | None = None) -> Iterator[Example]:
+        """Streams the kept photos of a split, or all: by dataset, class and path; some sources have their own order.
+
+        Raises:
+          UserError: a photo that could be read before cannot be read any more.
+        """
+        for part, record in self.described():
+            texts = {key: self.class_captions(part.slug, record, key) for key in record.classes}
+            yield from Chunk(part.source, part.slug, record, texts, self.rows(part, split)).examples()
+
+    def chunks(self, split: str | None, most: int) -> Iterator["Chunk"]:
+        """The kept photos in pieces of at most `most`, each with all it needs to be read on another machine."""
+        for part, record in self.described():
+            texts = {key: self.class_captions(part.slug, record, key) for key in record.classes}
+            for rows in batched(self.rows(part, split), most if part.source.seekable else sys.maxsize):
+                keys = {row.class_key for row in rows}
+                about = replace(record, classes={key: record.classes[key] for key in sorted(keys)}, taxonomy={})
+                yield Chunk(part.source, part.slug, about, {key: texts[key] for key in keys}, rows)
+
+    def pictures(self, photos: Collection[int]) -> dict[int, bytes]:
+        """The bytes of some photos, by their numbers.
+
+        Raises:
+          UserError: a photo that could be read before cannot be read any more.
+        """
+        found = {}
+        for part in self.parts:
+            select = "SELECT id, path, place, class_key FROM photo WHERE part = ? AND id = ?"
+            rows = [row for photo in sorted(photos) for row in self.all(select, part.number, photo)]
+            wanted = [Row(number, path, json.loads(place), key, ()) for number, path, place, key in rows]
+            record = DatasetRecord("other", {})
+            found |= {row.id: data for row, data in Chunk(part.source, part.slug, record, {}, wanted).photos()}
+        return found
+
+    def rows(self, part: Part, split: str | None = None) -> Iterator[Row]:
+        """The kept photos of a part, of a split or all."""
+        order = "id" if part.source.in_order else "class_key, path, id"
+        select = (
+            "SELECT id, path, place, class_key, captions FROM photo WHERE part = ? AND (? IS NULL OR split = ?) "
+            f"AND stage IS NULL ORDER BY {order}"
+        )
+        for number, path, place, key, own in self.ledger.execute(select, (part.number, split, split)):
+            yield Row(number, path, json.loads(place), key, tuple(map(tuple, json.loads(own or "[]"))))
+
+    def _ours(self) -> list[Part]:
+        return sorted((part for part in self.parts if part.ours), key=lambda part: part.slug)
+
+    def _describe(self, part: Part) -> DatasetRecord:
+        about = part.about or {}
+        names, lineages, commit = about.get("classes", {}), about.get("taxonomy", {}), about.get("commit", "")
+        select = "SELECT DISTINCT class_key FROM photo WHERE part = ? AND stage IS NULL ORDER BY class_key"
+        keys = [key for (key,) in self.all(select, part.number)]
+
+        def name_of(key: str) -> str:
+            lineage = lineages.get(key)
+            return names.get(key) or (taxonomy.display_name(lineage) if lineage else "") or captions.words(key)
+
+        return DatasetRecord(
+            domain=about.get("domain") or "other",
+            classes={key: name_of(key) if key else "" for key in keys},
+            licence=about.get("license") or about.get("licence") or "",
+            source=about.get("source", "") + (f"@{commit}" if commit else ""),
+            templates=tuple(about.get("templates", ())),
+            taxonomy={key: dict(lineages[key]) for key in keys if key in lineages},
+        )
+
+    def _notes(self, part: Part) -> Iterator[str]:
+        keys = set(self._describe(part).classes)
+        if not keys:
+            yield f"{part.slug}: {part.source.origin} holds no readable photo and is left out"
+        elif part.about is None:
+            names = "class names come from the folder names and " if any(keys) else ""
+            yield f"{part.slug}: no metadata, so {names}the domain is 'other'"
+        else:
+            if part.named:
+                yield f"{part.slug}: taken for {part.named.title}; what its metadata leaves out is from the catalogue"
+            named = set(part.about.get("classes", {})) | set(part.about.get("taxonomy", {}))
+            for key in sorted(keys - named - {""}):
+                yield f"{part.slug}: class {key!r} is not in the metadata and is called {captions.words(key)!r}"
+        for key in sorted(part.known - keys):
+            yield f"{part.slug}: class {key!r} has no readable photo and is left out"
+
+    # ---- the list ----
+
+    def run(self, statement: str, *values: Any) -> None:
+        """Runs a statement on the list."""
+        with _disk_errors():
+            self.ledger.execute(statement, values)
+
+    def many(self, statement: str, rows: Iterable[tuple]) -> None:
+        """Runs a statement on the list for each row."""
+        for batch in batched(rows, _ROWS):
+            with _disk_errors():
+                self.ledger.executemany(statement, batch)
+
+    def all(self, select: str, *values: Any) -> list[tuple]:
+        """The rows of a query."""
+        with _disk_errors():
+            return self.ledger.execute(select, values).fetchall()
+
+    def one(self, select: str, *values: Any) -> Any:
+        """The only value of a query."""
+        return self.all(select, *values)[0][0]
+
+
+def survey(sources: Sequence[Source], *, progress: Callable[[int, int], None] | None = None, **options: Any) -> Survey:
+    """Lists and reads sources.
+
+    Args:
+      sources: from `sources.find`.
+      progress: called with (photos done since the last call, photos in all).
+      **options: `knowledge`, and those of `Survey.add`.
+
+    Raises:
+      UserError: a source is damaged or climbs out of its folder, two have one name, or nothing can be kept.
+    """
+    found = Survey(options.pop("knowledge", None))
+    for source in sources:
+        found.add(source, **options)
+    found.check(progress)
+    found.drop_wordless()
+    found.must_keep_some()
+    return found
+
+
+class _Listing:
+    """Takes what a source gives apart into rows of the list and facts on the whole."""
+
+    def __init__(self, part: int):
+        self.part, self.about, self.aside, self.keys = part, None, 0, set()
+
+    def rows(self, items: Iterable[Item | Aside | Known | About]) -> Iterator[tuple]:
+        """The rows of the list."""
+        for thing in items:
+            if isinstance(thing, Item):
+                self.keys.add(thing.class_key)
+                place = json.dumps(thing.place)
+                texts = json.dumps([(text, "given") for text in thing.captions]) if thing.captions else None
+                fault = (UNREADABLE, thing.problem) if thing.problem else (None, None)
+                yield (self.part, thing.path, place, thing.class_key, texts, *fault)
+            elif isinstance(thing, About):
+                self.about = thing.record
+            elif isinstance(thing, Known):
+                self.keys.add(thing.key)
+            else:
+                self.aside += 1
+
+
+def _about(source: Source, metadata: Mapping[str, dict], inside: dict | None) -> dict | None:
+    """The metadata of a source: the user's, else what lies in it, else beside it."""
+    beside = source.origin.parent / METADATA
+    if source.slug in metadata:
+        return metadata[source.slug]
+    if inside is None and beside.is_file():
+        return read_metadata(beside).get(source.slug)
+    # A pattern from inside an archive is not to be trusted: one can be written that never ends.
+    return inside and {key: value for key, value in inside.items() if key != "group"}
+
+
+def _named(slug: str, about: dict | None, keys: Collection[str]) -> tuple[catalogue.Named | None, dict]:
+    """The named dataset that a source is, and what the catalogue says of it.
+
+    Its name and half of its classes must say so, however they are spelled, or metadata of hardly more than a name.
+    """
+    named = catalogue.find(slug)
+    if named is None:
+        return None, {}
+    names = {_plain(key): name for key, name in named.classes.items()}
+    classes = {key: names[_plain(key)] for key in keys if _plain(key) in names}
+    is_called = "name" in (about or {}) and not about.get("classes")
+    if not is_called and 2 * len(classes) < max(len(keys), 1):
+        return None, {}
+    return named, {**catalogue.record(named), "classes": classes}
+
+
+def _plain(key: str) -> str:
+    return re.sub(r"[\W_]+", "", key.casefold())
+
+
+def _together(about: dict | None, slug: str) -> Callable[[str], str]:
+    """What decides the split of a file's name: itself, or the group of photos that must stay together."""
+    pattern = (about or {}).get("group", "")
+    try:
+        group = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"the metadata of {slug} has a group that is no regular expression: {error}") from error
+
+    def together(file: str) -> str:
+        found = group.search(file) if pattern else None
+        return (found.group(1) if group.groups else found.group()) or file if found else file
+
+    return together
+
+
+def batched(items: Iterable, most: int) -> Iterator[list]:
+    """Lists of at most `most` items."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, most)):
+        yield batch
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise UserError(
+            f"the list of photos cannot be kept ({error}); give room in the folder that TMPDIR names"
+        ) from error
