@@ -4,11 +4,9 @@ Curves, the zero-shot table, what is confused with what, photos with their neare
 It opens offline, prints, follows the reader's light or dark setting, and gives every picture a text.
 """
 
-import base64
-import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from agriclip_jax import page
 from agriclip_jax.data import views
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import zeroshot
@@ -50,6 +49,7 @@ def write_report(workdir: Path | str, model: Any, results: Sequence[Result], *, 
     workdir = Path(workdir)
     out = Path(out) if out else workdir / "report.html"
     samples = _samples(model, results)
+    name = _json(workdir / "config.json").get("recipe") or workdir.name
     sections = [
         ("Zero-shot classification", _scores(results)),
         ("Learning curves", _curves(workdir)),
@@ -58,25 +58,9 @@ def write_report(workdir: Path | str, model: Any, results: Sequence[Result], *, 
         ("Where the model looks", _attention(model, samples)),
         ("How it was made", _provenance(workdir)),
     ]
-    write_whole(out, _page(workdir, model, results, sections))
+    header = _facts(workdir, model) + _headline(results)
+    write_whole(out, page.render(str(name), "report of a run", header, sections, STYLE))
     return out
-
-
-def _page(workdir: Path, model: Any, results: Sequence[Result], sections: Iterable[tuple[str, str]]) -> str:
-    name = _json(workdir / "config.json").get("recipe") or workdir.name
-    filled = [(f"section-{i}", title, body) for i, (title, body) in enumerate(sections) if body]
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in filled)
-    body = "".join(
-        f'<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2>{body}</section>' for key, title, body in filled
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(str(name))} · agriclip_jax</title><style>{STYLE}</style></head><body>"
-        f'<header><p class="eyebrow">agriclip_jax · report of a run</p><h1>{escape(str(name))}</h1>'
-        f"{_facts(workdir, model)}{_headline(results)}</header>"
-        f'<nav aria-label="Sections">{links}</nav><main>{body}</main></body></html>\n'
-    )
 
 
 def _facts(workdir: Path, model: Any) -> str:
@@ -95,8 +79,7 @@ def _facts(workdir: Path, model: Any) -> str:
         "seed": str(config.get("seed", "")),
         "code version": model.code_version,
     }
-    shown = "".join(f"<div><dt>{name}</dt><dd>{escape(fact)}</dd></div>" for name, fact in facts.items() if fact)
-    return f'<dl class="facts">{shown}</dl>'
+    return page.facts(facts)
 
 
 def _seconds(rows: Sequence[dict], batch_size: int) -> float:
@@ -110,14 +93,16 @@ def _seconds(rows: Sequence[dict], batch_size: int) -> float:
 
 
 def _headline(results: Sequence[Result]) -> str:
-    cards = "".join(
-        f'<div class="card"><p>{escape(mean.group)}</p>'
-        f'<p class="figure">{_percent(mean.top1)}<span> %</span></p>'
-        f"<p>mean top-1, {mean.top1 / mean.chance:.1f} × chance ({_percent(mean.chance)} %)<br>"
-        f"{mean.tasks} {'task' if mean.tasks == 1 else 'tasks'}, {mean.images:,} images</p></div>"
+    return page.cards(
+        (
+            mean.group,
+            _percent(mean.top1),
+            "%",
+            f"mean top-1, {mean.top1 / mean.chance:.1f} × chance ({_percent(mean.chance)} %)<br>"
+            f"{mean.tasks} {'task' if mean.tasks == 1 else 'tasks'}, {mean.images:,} images",
+        )
         for mean in zeroshot.means(results)
     )
-    return f'<div class="cards">{cards}</div>' if cards else ""
 
 
 # ---------------------------------------------------------------------------------------------- the zero-shot table
@@ -150,13 +135,12 @@ def _scores(results: Sequence[Result]) -> str:
         if r.unreadable
     )
     notes = f'<ul class="notes">{left_out}{unreadable}</ul>' if left_out or unreadable else ""
+    table = f'<table class="rows"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
     return (
         "<p>Nothing was fitted to these tasks: an image gets the class whose description lies nearest. "
         "Chance is what guessing would reach; an interval that holds the chance mark shows no skill. "
         "The interval says what other images of the same kind could have given; one training run says nothing about "
-        "other seeds.</p>"
-        f'<div class="wide" tabindex="0" role="region" aria-label="Zero-shot table"><table class="scores">'
-        f"<thead><tr>{head}</tr></thead>{''.join(bodies)}</table></div>{notes}"
+        f"other seeds.</p>{page.scrolling('Zero-shot table', table)}{notes}"
     )
 
 
@@ -333,11 +317,10 @@ def _matrix(result: Result) -> str:
         if wrong[i, j]
     )
     scores = f"top-1 {_percent(result.metrics.top1)} %, chance {_percent(result.metrics.chance)} %"
-    name = escape(task.name)
+    table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return (
-        f'<figure class="matrix {size}"><figcaption><b>{name}</b> {scores}</figcaption><div class="beside">'
-        f'<div class="wide" tabindex="0" role="region" aria-label="Confusion of {name}">'
-        f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<figure class="matrix {size}"><figcaption><b>{escape(task.name)}</b> {scores}</figcaption>'
+        f'<div class="beside">{page.scrolling(f"Confusion of {task.name}", table)}'
         f'<ul class="notes">{said}</ul></div></figure>'
     )
 
@@ -394,7 +377,7 @@ def _captions(samples: Sequence[Sample]) -> str:
         )
         missed = "" if truth in nearest else f'<p class="truth">It is {escape(task.phrases[truth])}.</p>'
         figures.append(
-            f'<figure class="photo">{_picture(sample.photo, f"{task.class_names[truth]}, from {task.name}")}'
+            f'<figure class="photo">{page.picture(sample.photo, f"{task.class_names[truth]}, from {task.name}")}'
             f"<figcaption><p>{escape(task.name)}</p><ol>{rows}</ol>{missed}</figcaption></figure>"
         )
     return (
@@ -420,12 +403,12 @@ def _attention(model: Any, samples: Sequence[Sample]) -> str:
         name = sample.task.class_names[sample.label]
         view = Image.fromarray(sample.view)
         small = "".join(
-            _picture(_overlay(sample.view, of_head), f"attention of head {h} over {name}")
+            page.picture(_overlay(sample.view, of_head), f"attention of head {h} over {name}")
             for h, of_head in enumerate(of_heads[:HEADS_SHOWN], 1)
         )
         figures.append(
-            f'<figure class="look"><div class="pair">{_picture(view, name)}'
-            f"{_picture(_overlay(sample.view, of_heads.mean(axis=0)), f'mean attention over {name}')}</div>"
+            f'<figure class="look"><div class="pair">{page.picture(view, name)}'
+            f"{page.picture(_overlay(sample.view, of_heads.mean(axis=0)), f'mean attention over {name}')}</div>"
             f'<div class="heads">{small}</div><figcaption>{escape(name)}</figcaption></figure>'
         )
     of = f" (the first {HEADS_SHOWN} of {heads})" if heads > HEADS_SHOWN else ""
@@ -449,19 +432,6 @@ def _overlay(view: np.ndarray, attention: np.ndarray, side: int = 192) -> Image.
     colour = colormaps["inferno"](scaled[..., 0])[..., :3]
     strength = 0.25 + 0.5 * scaled
     return Image.fromarray((255 * ((1 - strength) * grey + strength * colour)).round().astype(np.uint8))
-
-
-def _picture(image: Image.Image, text: str, side: int = 240) -> str:
-    """An `img` that carries its own pixels."""
-    image = image.convert("RGB")
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=82)
-    encoded = base64.b64encode(data.getvalue()).decode()
-    return (
-        f'<img src="data:image/jpeg;base64,{encoded}" alt="{escape(text)}" width="{image.width}" '
-        f'height="{image.height}">'
-    )
 
 
 # -------------------------------------------------------------------------------------------------- provenance
@@ -513,72 +483,22 @@ def _duration(seconds: float) -> str:
 
 
 STYLE = """
-:root{color-scheme:light dark;--paper:#fbfaf6;--raised:#fff;--ink:#20291f;--soft:#5d675b;--line:#e1ded3;
---leaf:#2f6f4e;--heat:47,111,78;--miss:178,73,44;--right:#24633f;--wrong:#a63c20;--chance:#b07a1e;--deep:#fff}
-@media (prefers-color-scheme:dark){:root{--paper:#141a16;--raised:#1b231e;--ink:#e6e9e1;--soft:#9fac9f;--line:#2e3932;
---leaf:#6fbf92;--heat:111,191,146;--miss:232,128,96;--right:#86d3a6;--wrong:#f09a7d;--chance:#e0b057;--deep:#0f1512}}
-*{box-sizing:border-box}
-html{scroll-behavior:smooth;-webkit-text-size-adjust:100%}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
-"Helvetica Neue",sans-serif;font-variant-numeric:tabular-nums}
-header,nav,main{max-width:1160px;margin:0 auto;padding:0 clamp(16px,4vw,40px)}
-header{padding-top:clamp(28px,5vw,60px)}
-h1,h2,.figure{font-family:"Iowan Old Style","Palatino Linotype",Palatino,"Book Antiqua",Georgia,serif;font-weight:500;
-letter-spacing:-.01em;text-wrap:balance}
-h1{font-size:clamp(34px,5vw,52px);line-height:1.1;margin:.1em 0 .5em}
-h2{font-size:clamp(24px,3vw,30px);line-height:1.2;margin:0 0 .5em}
-p{max-width:70ch;margin:0 0 1em}
-a{color:var(--leaf)}
-.eyebrow{color:var(--leaf);letter-spacing:.04em;margin:0;font-size:15px}
-.facts{display:flex;flex-wrap:wrap;gap:10px 32px;margin:0 0 28px}
-.facts dt{color:var(--soft);font-size:13px}.facts dd{margin:0;overflow-wrap:anywhere}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,240px),1fr));gap:16px;margin-bottom:28px}
-.card,.chart,.photo,.matrix,.look{background:var(--raised);border:1px solid var(--line);border-radius:10px}
-.card{padding:16px 20px}.card p{margin:0;color:var(--soft);font-size:14px}
-.card p:first-child{color:var(--ink);font-size:15px}
-.card .figure{color:var(--ink);font-size:44px;line-height:1.15}.figure span{font-size:24px;color:var(--soft)}
-nav{display:flex;flex-wrap:wrap;gap:6px 22px;padding-top:12px;padding-bottom:12px;font-size:14px}
-nav a{text-decoration:none}nav a:hover{text-decoration:underline}
-section{padding:36px 0 20px;border-top:1px solid var(--line)}
-figure{margin:0}
-.wide{overflow-x:auto}
-:focus-visible{outline:2px solid var(--leaf);outline-offset:2px}
-table{border-collapse:collapse}
-.scores{width:100%;font-size:15px}
-.scores th,.scores td{padding:4px 10px;text-align:left;border-bottom:1px solid var(--line);font-weight:400;
-white-space:nowrap}
-.scores thead th{color:var(--soft);font-size:13px;vertical-align:bottom;white-space:normal;line-height:1.35}
-.scores tbody th[scope=row]{position:sticky;left:0;background:var(--paper)}
+.photo,.matrix,.look{background:var(--raised);border:1px solid var(--line);border-radius:10px}
 .key{display:inline-block;width:14px;height:10px;margin:0 3px 0 6px;border-bottom:2px solid var(--ink);
 transform:translateY(-4px)}
 .key.fill{background:var(--leaf);opacity:.55;border:0;transform:none;margin-left:0}
 .key.chance{width:3px;height:13px;background:var(--chance);border:0;transform:translateY(2px)}
-.scores .n{text-align:right}.scores wbr{display:none}
-.scores .group th{padding-top:22px;font-weight:600}
-.scores .mean th,.scores .mean td{font-weight:600;border-bottom-width:2px}
-.scores .bar{width:30%;min-width:190px}
-.bar svg{display:block;width:100%;height:14px}
-@media (max-width:700px){.scores wbr{display:inline}.scores th,.scores td{padding:4px 7px}
-.scores tbody th[scope=row]{white-space:normal;
-overflow-wrap:break-word;min-width:120px;line-height:1.3}}
-.track{fill:var(--line);opacity:.55}.fill{fill:var(--leaf);opacity:.55}.mean .fill{opacity:.9}
+.rows .group th{padding-top:22px;font-weight:600}
+.rows .mean th,.rows .mean td{font-weight:600;border-bottom-width:2px}
+.mean .fill{opacity:.9}
 .whisker{stroke:var(--ink);stroke-width:1.5;vector-effect:non-scaling-stroke}
 .chance{stroke:var(--chance);stroke-width:2.5;vector-effect:non-scaling-stroke}
-.notes{color:var(--soft);font-size:14px;padding-left:1.2em;margin:12px 0 0}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr));gap:16px}
-.chart{padding:12px 12px 6px}
-.chart figcaption{display:flex;justify-content:space-between;gap:12px;font-size:14px;padding:0 4px 6px}
-.chart figcaption span{color:var(--soft)}
-.chart svg{display:block;width:100%;height:auto}
-.chart text{fill:var(--soft);font-size:11px}
-.grid{stroke:var(--line)}
 polyline{fill:none;stroke:var(--leaf);stroke-linejoin:round}
 .line{stroke-width:1.8}.pale{stroke-width:1;opacity:.3}.dot{fill:var(--leaf)}
 .matrices{display:grid;gap:16px}
 .matrix{padding:16px 20px;min-width:0;--cell:30px}.matrix.small{--cell:40px}.matrix.broad{--cell:25px}
 .matrix figcaption{margin-bottom:10px;font-size:14px;color:var(--soft)}
 .matrix figcaption b{color:var(--ink);font-size:16px;margin-right:8px}
-.beside{display:flex;flex-wrap:wrap;gap:4px 32px}.beside>*{min-width:0}
 .beside .notes{flex:1 1 240px}
 .matrix table{font-size:12px;line-height:1}
 .matrix.broad table{font-size:11px}
@@ -606,18 +526,6 @@ border:1px solid var(--raised);border-radius:4px}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:6px}
 .heads{display:grid;grid-template-columns:repeat(6,1fr);gap:6px;margin-top:6px}
 .look img{display:block;width:100%;height:auto;border-radius:5px}
-details{border-bottom:1px solid var(--line);padding:10px 0}
-summary{cursor:pointer}
-pre{overflow:auto;max-height:480px;font:13px/1.5 ui-monospace,"Cascadia Mono",Menlo,Consolas,monospace;
-background:var(--raised);border:1px solid var(--line);border-radius:8px;padding:14px}
-.sr{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
-@media (prefers-reduced-motion:reduce){html{scroll-behavior:auto}}
-@media print{:root{color-scheme:light;--paper:#fff;--raised:#fff;--ink:#000;--soft:#444;--line:#ccc;--leaf:#2f6f4e;
---heat:47,111,78;--miss:178,73,44;--right:#24633f;--wrong:#a63c20;--chance:#b07a1e;--deep:#fff}
-*{-webkit-print-color-adjust:exact;print-color-adjust:exact}
-nav{display:none}body{font-size:11pt}header,main{max-width:none;padding:0}section{padding:18px 0 8px}
-.card,.chart,.photo,.matrix,.look,tr{break-inside:avoid}h2,h2+p,.group{break-after:avoid}
-h2+p{break-inside:avoid}.cards{grid-template-columns:repeat(4,1fr)}.charts,.looks,.photos{grid-template-columns:repeat(3,1fr)}
-.card .figure{font-size:30px}.photo figcaption,.card p,.chart figcaption{font-size:8.5pt}.wide{overflow:visible}
-.scores{font-size:9pt}.scores th,.scores td{padding:3px 5px}.scores .bar{min-width:90px}}
+@media print{.group{break-after:avoid}.looks,.photos{grid-template-columns:repeat(3,1fr)}
+.photo figcaption{font-size:8.5pt}}
 """.replace("\n", "")

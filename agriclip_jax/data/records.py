@@ -339,7 +339,7 @@ class Fingerprint:
 
     def add(self, example: Example) -> None:
         """The next example."""
-        fields = {**asdict(example), "image": hashlib.sha256(example.image).hexdigest()}
+        fields = {**vars(example), "image": hashlib.sha256(example.image).hexdigest()}
         self._hash.update(hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).digest())
 
     def hexdigest(self) -> str:
@@ -537,18 +537,19 @@ def upright(image: Image.Image) -> Image.Image:
 
     Pillow's `exif_transpose` also writes those anew, which fails for tags to which some program gave another type.
     """
-    method = UPRIGHT.get(_orientation(image))
+    method = UPRIGHT.get(_orientation(image.getexif))
     return image if method is None else image.transpose(method)
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether `upright` swaps width and height."""
-    return _orientation(image) in (5, 6, 7, 8)
+    """Whether `upright` swaps width and height, by what stands before the pixels; they are not decoded."""
+    # A PNG's own getexif would look behind them.
+    return _orientation(lambda: Image.Image.getexif(image)) in (5, 6, 7, 8)
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _orientation(exif: Callable[[], Image.Exif]) -> int | None:
     try:
-        return image.getexif().get(ExifTags.Base.Orientation)
+        return exif().get(ExifTags.Base.Orientation)
     except Exception:  # broken EXIF raises many kinds
         return None
 
