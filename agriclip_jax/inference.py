@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import subprocess
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-import agriclip_jax
 from agriclip_jax import mesh as meshes
 from agriclip_jax import recipe
 from agriclip_jax.checkpoint import Checkpoints
@@ -21,6 +19,7 @@ from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError
 from agriclip_jax.files import read_record
+from agriclip_jax.version import code_version
 
 TEXT_BATCH = 256
 
@@ -170,18 +169,3 @@ def load(workdir: str | Path, *, step: int | str | None = None, use: str = "stud
         params |= {"image": checkpoints.restore_item(step, "teacher", abstract(shapes.teacher))["image"]}
     checkpoints.close()
     return Model(config, towers, params, tokenizer, mesh, workdir, step, use)
-
-
-def code_version() -> str:
-    """Version of the package, with the commit where the source is a git checkout."""
-    root = Path(agriclip_jax.__file__).parent.parent
-    commit = ""
-    if (root / ".git").exists():
-        try:
-            run = subprocess.run(
-                ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
-            )
-            commit = run.stdout.strip()
-        except (OSError, subprocess.TimeoutExpired):
-            commit = ""
-    return agriclip_jax.__version__ + (f"+{commit}" if commit else "")

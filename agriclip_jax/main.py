@@ -270,7 +270,7 @@ def prepare_workdir(workdir: Path, config: "ConfigDict", alive: "Alive", tokeniz
     """Writes what says which run this is: tokenizer, config, environment, classes, data; each whole or not at all."""
     import jax
 
-    from agriclip_jax.inference import code_version
+    from agriclip_jax.version import code_version
 
     environment = {
         "code": code_version(),
@@ -351,7 +351,10 @@ def finish(model: "Model", alive: "Alive", workdir: Path, say: Any, first: bool)
     model = model.alone()
     if first:
         zeroshot.write(results, workdir / "zeroshot.json", model)
-        zeroshot.show(results)
+        if results:
+            zeroshot.show(results)
+        else:
+            say("no image has a label, so there is nothing to score by names")
         say(f"report: {report.write_report(workdir, model, results)}")
     together("the report is written")
 

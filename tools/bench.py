@@ -3,6 +3,9 @@
 python tools/bench.py step  [--config=configs/alive.py] [--config.KEY=VALUE ...]   the training step and the matmul peak
 python tools/bench.py input [--config=configs/alive.py] [--config.KEY=VALUE ...]   the input pipeline, for each core
 python tools/bench.py corpus                                                       drawing the embedded corpus
+python tools/bench.py build [--source=PHOTOS]     photos to an ALive folder, beside a plain loop that reads the same
+python tools/bench.py memory                      how much of it a build takes as the collection grows
+python tools/bench.py duplicates                  a million perceptual hashes among themselves
 """
 
 import argparse
@@ -17,9 +20,11 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("what", choices=("step", "input", "corpus"))
+    parser.add_argument("what", choices=tuple(BENCHES))
     parser.add_argument("--config", default="configs/alive.py", metavar="FILE[:VARIANT]", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="default: %(default)s")
+    parser.add_argument("--source", metavar="PHOTOS", help="for build: photos of yours, instead of drawn ones")
+    parser.add_argument("--count", type=int, metavar="N", help="photos of build, the most of memory, or hashes")
     parser.add_argument("--out", metavar="FILE.json", help="also write the figures")
     options, rest = parser.parse_known_args()
     if options.repeats < 1:
@@ -29,20 +34,25 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> None:
     options, rest = parse_arguments()
-    from agriclip_jax import config as configs
     from agriclip_jax.files import check_file, write_whole
 
     if options.out:
         check_file(options.out)
-    config = configs.load(options.config, configs.overrides(rest))
-    figures = {"step": bench_step, "input": bench_input, "corpus": bench_corpus}[options.what](config, options.repeats)
+    figures = BENCHES[options.what](options, rest)
     for name, value in figures.items():
         print(f"{name:34} {value:,.3f}" if isinstance(value, float) else f"{name:34} {value}")
     if options.out:
         write_whole(options.out, json.dumps(figures, indent=1) + "\n")
 
 
-def bench_step(config, repeats: int) -> dict[str, float | str]:
+def load_config(options: argparse.Namespace, rest: list[str]):
+    """The recipe that the command line asks for."""
+    from agriclip_jax import config as configs
+
+    return configs.load(options.config, configs.overrides(rest))
+
+
+def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
     """Images/s of the compiled step on random batches, and its share of the matmul rate measured between the steps.
 
     The model's operations are counted on the unrolled, not rematerialised step, so recomputation earns nothing.
@@ -55,6 +65,7 @@ def bench_step(config, repeats: int) -> dict[str, float | str]:
     from agriclip_jax.data.tokenizers import train as train_tokenizer
     from agriclip_jax.state import batch_fields
 
+    config, repeats = load_config(options, rest), options.repeats
     tokenizer = train_tokenizer([f"leaf {i}" for i in range(500)], 600)
     devices = mesh.make(config.mesh)
     sharding = mesh.batch_sharding(devices, config.batch_size)
@@ -122,7 +133,7 @@ def random_rows(config, views, needs, tokenizer) -> dict:
     return {name: value for name, value in rows.items() if name in needs}
 
 
-def bench_input(config, repeats: int) -> dict[str, float | str]:
+def bench_input(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
     """Images/s of the training pipeline for one thread and for all cores: by the clock, and by a core's own time."""
     import numpy as np
 
@@ -131,6 +142,7 @@ def bench_input(config, repeats: int) -> dict[str, float | str]:
     from agriclip_jax.data.records import Alive, cores
     from agriclip_jax.data.tokenizers import train as train_tokenizer
 
+    config, repeats = load_config(options, rest), options.repeats
     alive = Alive.open(config.data.path or corpus.ensure())
     tokenizer = train_tokenizer(pipeline.captions(alive, "train", config.data.caption_kinds), config.text.vocab_size)
     learner, _ = recipe.learner(config, recipe.towers(config, tokenizer))
@@ -152,21 +164,140 @@ def bench_input(config, repeats: int) -> dict[str, float | str]:
     return figures
 
 
-def bench_corpus(config, repeats: int) -> dict[str, float | str]:
+def bench_corpus(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
     """Images/s at which one core draws the embedded corpus, encoded and captioned, every class once a repeat."""
     import numpy as np
 
     from agriclip_jax.data import corpus
 
-    size, speeds = 64, []
-    for index in range(repeats):
+    size, speeds, seed = 64, [], load_config(options, rest).seed
+    for index in range(options.repeats):
         used = time.process_time()
         for kind in corpus.KINDS:
-            corpus.example(kind, kind.splits[0], index, seed=config.seed, size=size)
+            corpus.example(kind, kind.splits[0], index, seed=seed, size=size)
         speeds.append(len(corpus.KINDS) / (time.process_time() - used))
     speed = float(np.median(speeds))
     return {"image side": float(size), "classes": float(len(corpus.KINDS)), "images/s per core": speed}
 
+
+def bench_build(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
+    """Images/s of a whole build on photos of 96 and of 1,024 pixels, and of a plain loop over the same photos.
+
+    The plain loop is what an ImageFolder does: walk the class folders, open each photo with Pillow, decode it to RGB.
+    """
+    import tempfile
+    from pathlib import Path
+
+    import numpy as np
+
+    from agriclip_jax.data.records import cores
+
+    no_more(rest)
+    figures: dict[str, float | str] = {"cores": float(cores())}
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {"given": Path(options.source)} if options.source else {}
+        for side, count in () if options.source else ((96, 2000), (1024, 300)):
+            folders[f"{side} px"] = draw_photos(Path(scratch) / str(side), options.count or count, side)
+        for name, folder in folders.items():
+            loops, builds = [], []
+            for repeat in range(options.repeats):
+                loops.append(timed(lambda folder=folder: plain_loop(folder)))
+                builds.append(timed(lambda f=folder, r=repeat, n=name: build_once(f, Path(scratch) / f"{n}{r}")))
+            count = plain_loop(folder)
+            figures[f"{name}: photos"] = float(count)
+            for what, times in (("plain loop", loops), ("build", builds)):
+                clock, core = np.median(np.array(times), axis=0)
+                figures[f"{name}: {what}, images/s"] = count / clock
+                figures[f"{name}: {what}, images/s per core"] = count / core
+            clock = [build[0] / loop[0] for build, loop in zip(builds, loops, strict=True)]
+            core = [build[1] / loop[1] for build, loop in zip(builds, loops, strict=True)]
+            figures[f"{name}: build / plain loop, by the clock"] = float(np.median(clock))
+            figures[f"{name}: build / plain loop, by a core's time"] = float(np.median(core))
+            figures[f"{name}: minutes for 600,000"] = 600_000 / figures[f"{name}: build, images/s"] / 60
+    return figures
+
+
+def no_more(rest: list[str]) -> None:
+    """Raises UserError for arguments that nothing takes."""
+    if rest:
+        raise UserError(f"unknown argument {rest[0]}; see --help")
+
+
+def timed(work) -> tuple[float, float]:
+    """Seconds by the clock and of the cores that some work takes."""
+    began, used = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - began, time.process_time() - used
+
+
+def draw_photos(folder, count: int, side: int):
+    """A class-per-folder tree of distinct JPEGs as large in bytes as photos are: soft shapes and a camera's grain."""
+    import numpy as np
+    from PIL import Image
+
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
+        pixels = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.int16)
+        grain = rng.integers(-12, 13, (side, side, 1), np.int16)
+        path = folder / f"class {number % 20:02}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    return folder
+
+
+def plain_loop(folder) -> int:
+    """Opens and decodes every photo of a tree; gives their number."""
+    from PIL import Image
+
+    count = 0
+    for path in sorted(path for kind in sorted(folder.iterdir()) if kind.is_dir() for path in kind.iterdir()):
+        with path.open("rb") as file:
+            Image.open(file).convert("RGB")
+        count += 1
+    return count
+
+
+def build_once(folder, out) -> None:
+    """Builds an ALive folder of a tree, with its card, and removes it."""
+    import shutil
+
+    from agriclip_jax.data import build, knowledge, sources
+
+    build.build(out, sources.find([str(folder)]), build.Plan(knowledge=knowledge.table()))
+    shutil.rmtree(out)
+
+
+def bench_memory(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
+    """The most memory that a build holds, for a small and a large collection, each in a process of its own."""
+    import os
+    import subprocess
+    import tempfile
+    from pathlib import Path
+
+    no_more(rest)
+    figures: dict[str, float | str] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for count in (1_000, options.count or 50_000):
+            folder = draw_photos(Path(scratch) / str(count), count, 64)
+            tool = [sys.executable, str(Path(__file__).with_name("build_alive.py"))]
+            command = [*tool, f"--source={folder}", f"--out={scratch}/alive{count}"]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                raise UserError(f"the build of {count} photos failed with status {os.waitstatus_to_exitcode(status)}")
+            figures[f"MB for {count:,} photos"] = usage.ru_maxrss / 1e3
+            figures[f"seconds of the cores for {count:,} photos"] = usage.ru_utime + usage.ru_stime
+    return figures
+
+
+BENCHES = {
+    "step": bench_step,
+    "input": bench_input,
+    "corpus": bench_corpus,
+    "build": bench_build,
+    "memory": bench_memory,
+}
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)

@@ -181,7 +181,7 @@ def contaminated(survey: Survey) -> Iterator[Twin]:
 
 
 def _described_twins(survey: Survey, pairs: str) -> Iterator[Twin]:
-    names = {part.number: record.classes for part, record in survey.described()}
+    names = {part.number: survey.record_of(part).classes for part in survey.parts}
     select = (
         "SELECT photo, other, a.part, a.path, a.class_key, b.part, b.path, b.class_key, pairs.stage, "
         f"a.split <> b.split FROM ({pairs}) AS pairs JOIN photo AS a ON a.id = photo JOIN photo AS b ON b.id = other"
@@ -190,7 +190,7 @@ def _described_twins(survey: Survey, pairs: str) -> Iterator[Twin]:
         select
     ):
         slug, other_slug = survey.parts[part].slug, survey.parts[other_part].slug
-        called = names.get(part, {}).get(key, key), names.get(other_part, {}).get(other_key, other_key)
+        called = names[part].get(key, key), names[other_part].get(other_key, other_key)
         sources = f"{slug}/{path}", f"{other_slug}/{other_path}"
         yield Twin(photo, other, *sources, called, stage == EXACT, bool(across))
 
@@ -353,13 +353,13 @@ def _drop(survey: Survey, stage: str, ids: np.ndarray, values: np.ndarray, which
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-def funnel(survey: Survey) -> list[Stage]:
-    """From all photos found to those kept: a line for finding them, and for each stage in order."""
+def funnel(survey: Survey, stages: Sequence[str] = STAGES) -> list[Stage]:
+    """From all photos found to those kept: a line for finding them, and for each stage."""
     where = _part_in(survey, True)
     left = survey.one(f"SELECT count(*) FROM photo WHERE {where}")
     dropped = dict(survey.all(f"SELECT stage, count(*) FROM photo WHERE stage IS NOT NULL AND {where} GROUP BY stage"))
     lines = [Stage("found", 0, left)]
-    for stage in STAGES:
+    for stage in stages:
         left -= dropped.get(stage, 0)
         lines.append(Stage(stage, dropped.get(stage, 0), left))
     return lines

@@ -20,7 +20,7 @@ from agriclip_jax.data.duplicates import SIDE, perceptual_hash
 from agriclip_jax.data.knowledge import Knowledge
 from agriclip_jax.data.records import DatasetRecord, Example, parallel_map
 from agriclip_jax.data.sources.base import METADATA, About, Aside, Item, Known, Source, read_metadata, squeezed
-from agriclip_jax.data.views import decode, size_of
+from agriclip_jax.data.views import decode
 from agriclip_jax.errors import UserError
 
 UNREADABLE = "unreadable"  # the stage that drops what cannot be used
@@ -32,7 +32,7 @@ PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 CREATE TABLE photo (
     id INTEGER PRIMARY KEY, part INTEGER, path TEXT, place TEXT, class_key TEXT, split TEXT, captions TEXT,
-    sha BLOB, look BLOB, width INTEGER, height INTEGER, stage TEXT, reason TEXT, twin INTEGER
+    sha BLOB, look BLOB, stage TEXT, reason TEXT, twin INTEGER
 );
 CREATE INDEX by_part ON photo (part, class_key, path);
 """
@@ -70,15 +70,11 @@ class Finding(NamedTuple):
       fault: why it cannot be used; empty when it can, and only then the others are filled.
       sha: SHA-256 of its bytes.
       look: its perceptual hash, as bytes.
-      width: pixels, upright.
-      height: pixels, upright.
     """
 
     fault: str
     sha: bytes = b""
     look: bytes = b""
-    width: int = 0
-    height: int = 0
 
 
 def examine(data: bytes | Exception) -> Finding:
@@ -93,7 +89,7 @@ def examine(data: bytes | Exception) -> Finding:
         look = perceptual_hash(decode(data, SIDE))
     except UserError as error:
         return Finding(str(error))
-    return Finding("", hashlib.sha256(data).digest(), look.tobytes(), *size_of(data))
+    return Finding("", hashlib.sha256(data).digest(), look.tobytes())
 
 
 @dataclass(frozen=True)
@@ -290,9 +286,8 @@ class Survey:
     def record(self, found: Iterable[tuple[int, Finding]]) -> None:
         """Notes what was found of photos, by id."""
         self.many(
-            "UPDATE photo SET stage = iif(? = '', NULL, ?), reason = nullif(?, ''), sha = ?, look = ?, width = ?, "
-            "height = ? WHERE id = ?",
-            ((f.fault, UNREADABLE, f.fault, f.sha, f.look, f.width, f.height, row) for row, f in found),
+            "UPDATE photo SET stage = iif(? = '', NULL, ?), reason = nullif(?, ''), sha = ?, look = ? WHERE id = ?",
+            ((f.fault, UNREADABLE, f.fault, f.sha, f.look, row) for row, f in found),
         )
 
     def must_keep_some(self) -> None:
@@ -317,7 +312,7 @@ class Survey:
 
     def described(self) -> list[tuple[Part, DatasetRecord]]:
         """The parts that become datasets, with what is known of them, by slug."""
-        return [(part, record) for part in self._ours() if (record := self._describe(part)).classes]
+        return [(part, record) for part in self._ours() if (record := self.record_of(part)).classes]
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -435,7 +430,8 @@ class Survey:
     def _ours(self) -> list[Part]:
         return sorted((part for part in self.parts if part.ours), key=lambda part: part.slug)
 
-    def _describe(self, part: Part) -> DatasetRecord:
+    def record_of(self, part: Part) -> DatasetRecord:
+        """What is known of a part, with the classes of which photos are kept."""
         about = part.about or {}
         names, lineages, commit = about.get("classes", {}), about.get("taxonomy", {}), about.get("commit", "")
         select = "SELECT DISTINCT class_key FROM photo WHERE part = ? AND stage IS NULL ORDER BY class_key"
@@ -455,7 +451,7 @@ class Survey:
         )
 
     def _notes(self, part: Part) -> Iterator[str]:
-        keys = set(self._describe(part).classes)
+        keys = set(self.record_of(part).classes)
         if not keys:
             yield f"{part.slug}: {part.source.origin} holds no readable photo and is left out"
         elif part.about is None:
