@@ -225,6 +225,29 @@ def test_predict_answers_from_a_checkpoint_with_the_runs_own_classes(run, monkey
     assert np.add.reduceat(good, range(0, 60, 2)) == pytest.approx(1, abs=2e-6)
 
 
+def test_a_build_asks_a_checkpoint_what_agrees_with_its_captions(run, tmp_path, monkeypatch, capsys):
+    from agriclip_jax import inference
+    from agriclip_jax.data import captions, records
+    from agriclip_jax.data.views import load_view
+
+    model = inference.load(run / "workdir")
+    texts = [text for text, _ in captions.captions("red apple", "other", "apples")]
+    images = [path.read_bytes() for path in sorted((run / "apples" / "red_apple").iterdir())]
+    views = np.stack([load_view(image, model.image_size) for image in images])
+    agreement = (model.embed_images(views) @ model.embed_texts(texts).T).max(axis=1)
+    least = float(np.sort(agreement)[7:9].mean())
+    out, source = tmp_path / "alive", f"--source={run / 'apples' / 'red*'}"
+    arguments = (source, f"--out={out}", f"--ckpt={run / 'workdir'}")
+    status, shown = call(monkeypatch, capsys, "build_alive.py", *arguments, f"--min_agreement={least}")
+    assert status == 0, shown.err
+    alive = records.Alive.open(out)
+    kept = {row["image"] for split in alive.splits for row in alive.source(split)}
+    assert kept == {image for image, cosine in zip(images, agreement, strict=True) if cosine >= least}
+    status, shown = call(monkeypatch, capsys, "build_alive.py", *arguments, "--min_agreement=2", "--overwrite")
+    assert status == 2 and "no photo to keep" in shown.err and "its similarity to its text is" in shown.err
+    assert len(records.Alive.open(out).splits) == len(alive.splits)  # what was there stays
+
+
 def test_zeroshot_keeps_its_results_in_the_workdir_unless_told_where(run, monkeypatch, capsys):
     status, shown = call(monkeypatch, capsys, "zeroshot.py", f"--ckpt={run / 'workdir'}", f"--tasks={run / 'alive'}")
     assert status == 0 and f"wrote {run / 'workdir' / 'zeroshot-alive.json'}" in shown.out.replace("\n", "")
