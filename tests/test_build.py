@@ -20,7 +20,9 @@ from agriclip_jax.data import build as builds
 from agriclip_jax.data import sources, splits
 from agriclip_jax.data.endpoint import Endpoint
 from agriclip_jax.data.records import Alive
+from agriclip_jax.data.survey import WORDLESS
 from agriclip_jax.data.tokenizers import clean, counter
+from agriclip_jax.errors import UserError
 
 
 def made(tmp_path, *paths, **plan) -> tuple[builds.Built, Alive]:
@@ -174,7 +176,7 @@ def test_photos_without_words_are_dropped_where_nobody_describes_them(tmp_path):
     (tmp_path / "web.csv").write_text("filepath,caption\nimg/0.jpg,a leaf\nimg/1.jpg,\n", encoding="utf-8")
     built, alive = made(tmp_path, tmp_path / "web.csv")
     assert alive.splits == {"train": 1}
-    assert list(built.survey.problems) == [("web/img/1.jpg", "has neither a class nor a caption")]
+    assert list(built.survey.dropped(WORDLESS)) == [("web/img/1.jpg", "has neither a class nor a caption")]
 
 
 # ---- splits and captions ---------------------------------------------------------------------------------------------
@@ -191,10 +193,12 @@ def test_photos_of_one_leaf_stay_in_one_split(tmp_path):
         assert len({of[f"bean/rust/leaf{n:02}_shot{shot}.jpg"] for shot in range(4)}) == 1
 
 
-def test_a_pattern_that_came_with_an_archive_is_not_run(tmp_path):
-    record = json.dumps({"name": "bean", "group": "(a+)+$"}).encode()
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa){1,}$", ".*" * 20 + "x", "(", "a" * 101])
+def test_a_pattern_that_may_never_end_is_refused(tmp_path, pattern):
+    record = json.dumps({"name": "bean", "group": pattern}).encode()
     plant(tmp_path / "bean", {"rust/" + "a" * 60 + "!.jpg": A, "dataset.json": record})
-    assert made(tmp_path, tmp_path / "bean")[1].splits == {"train": 1}
+    with pytest.raises(UserError, match="has a group that"):
+        made(tmp_path, tmp_path / "bean")
 
 
 def test_a_dataset_known_by_name_brings_names_domain_and_licence_and_an_own_one_of_that_name_does_not(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from test_sources import plant
 from agriclip_jax.data import corpus, curation, duplicates
 from agriclip_jax.data.curation import CONTAMINATED, DISAGREES, EXACT, NEAR, OFF_TOPIC, OUTLIER, Keywords, Stage
 from agriclip_jax.data.sources import find
-from agriclip_jax.data.survey import UNREADABLE, Survey
+from agriclip_jax.data.survey import UNREADABLE, WORDLESS, Survey
 from agriclip_jax.errors import UserError
 
 
@@ -82,31 +83,49 @@ def test_of_twins_the_one_that_scores_are_made_of_stays(tmp_path):
     assert splits[left.removeprefix("bean/")] == "test"
 
 
-def test_a_chain_of_similar_frames_does_not_go_as_a_whole(monkeypatch):
-    looks = np.arange(10, dtype=np.uint64)[:, None].repeat(4, 1)
-    chain = np.array([(i, i + 1) for i in range(9)])
-    monkeypatch.setattr(duplicates, "near_pairs", lambda hashes: chain)
-    assert curation._stays(looks).tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
+def naive_keepers(looks: np.ndarray) -> list[int]:
+    """The rule, word by word."""
+    stays = []
+    for row, look in enumerate(looks):
+        near = [r for r in stays if r == stays[r] and np.bitwise_count(looks[r] ^ look).sum() <= duplicates.NEAR]
+        stays.append(near[0] if near else row)
+    return stays
+
+
+def spotted(spots: list[tuple[int, int]]) -> np.ndarray:
+    """Hashes that differ in two groups of bits by steps of half of what is near: chains, crowds and equal ones."""
+    looks = np.full((len(spots), 4), 0x5555555555555555, np.uint64)
+    for look, spot in zip(looks, spots, strict=True):
+        look[:2] = [(1 << (step * duplicates.NEAR // 2)) - 1 for step in spot]
+    return looks
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=12))
-def test_whoever_goes_is_near_to_one_that_stays(spots):
-    # Hashes that differ from zero in two groups of bits: their distances are known by hand.
-    def look(spot):
-        bits = np.zeros(4, np.uint64)
-        bits[0] = (1 << (spot[0] * duplicates.NEAR // 2)) - 1
-        bits[1] = (1 << (spot[1] * duplicates.NEAR // 2)) - 1
-        bits[2:] = 0x5555555555555555
-        return bits
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30), st.sampled_from([1, 3, 256]))
+def test_who_stays_is_decided_one_by_one_whatever_the_crowd(spots, crowd):
+    looks = spotted(spots)
+    with mock.patch.object(curation, "CROWD", crowd):
+        stays = curation.keepers(looks)
+    assert set(stays.tolist()) == set(naive_keepers(looks))
+    assert (np.bitwise_count(looks ^ looks[stays]).sum(axis=1) <= duplicates.NEAR).all()
 
-    looks = np.array([look(spot) for spot in spots], np.uint64).reshape(-1, 4)
-    stays = curation._stays(looks)
-    distance = lambda i, j: int(np.bitwise_count(looks[i] ^ looks[j]).sum())  # noqa: E731
-    for place, keeper in enumerate(stays.tolist()):
-        assert keeper <= place and stays[keeper] == keeper and distance(place, keeper) <= duplicates.NEAR
-    keepers = sorted(set(stays.tolist()))
-    assert all(distance(i, j) > duplicates.NEAR for i in keepers for j in keepers if i < j)
+
+@settings(deadline=None)
+@given(*[st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=15)] * 2, st.sampled_from([1, 3, 256]))
+def test_the_first_that_is_near_is_found_in_another_set(spots, others, crowd):
+    looks, held = spotted(spots), spotted(others)
+    near = lambda look: [r for r, h in enumerate(held) if np.bitwise_count(h ^ look).sum() <= duplicates.NEAR]  # noqa: E731
+    with mock.patch.object(curation, "CROWD", crowd):
+        assert curation.first_near(looks, held).tolist() == [(near(look) or [-1])[0] for look in looks]
+
+
+def test_a_still_cameras_thousands_of_frames_are_one_picture():
+    rng = np.random.default_rng(0)
+    scenes = rng.integers(0, 2**64, (3, 4), np.uint64)
+    noise = np.uint64(1) << rng.integers(0, 64, (6000, 4), np.uint64)  # every frame differs in a few bits
+    looks = scenes[np.arange(6000) % 3] ^ noise
+    assert curation.keepers(looks).tolist() == [0, 1, 2] * 2000
+    assert set(curation.first_near(looks, looks[:3] ^ noise[3:6]).tolist()) == {0, 1, 2}
 
 
 def test_one_picture_under_two_names_is_label_noise(tmp_path):
@@ -277,10 +296,11 @@ def test_the_funnel_counts_every_photo_once(tmp_path):
         Stage("found", 0, 7),
         Stage(OFF_TOPIC, 1, 6),
         Stage(UNREADABLE, 1, 5),
+        Stage(WORDLESS, 0, 5),
         Stage(EXACT, 1, 4),
         Stage(NEAR, 1, 3),
         Stage(CONTAMINATED, 1, 2),
         Stage(DISAGREES, 0, 2),
         Stage(OUTLIER, 0, 2),
     ]
-    assert len(kept(survey)) == 2 == sum(map(len, survey.counts.values())) * 2
+    assert len(kept(survey)) == 2 and survey.counts == {"mine": {"train": 2}}

@@ -18,14 +18,13 @@ from agriclip_jax.data.curation import Judge, Keywords, Stage, Twin
 from agriclip_jax.data.endpoint import Endpoint
 from agriclip_jax.data.knowledge import Knowledge
 from agriclip_jax.data.sources import Source
-from agriclip_jax.data.survey import UNREADABLE, Survey
+from agriclip_jax.data.survey import UNREADABLE, WORDLESS, Survey
 from agriclip_jax.data.tokenizers import counter
 from agriclip_jax.data.views import eval_view
 
 NAME = "alive"
 DROPPED = "dropped.csv"
 DUPLICATES = {"keep": (), "exact": (curation.EXACT,), "near": (curation.EXACT, curation.NEAR)}
-PAIRS = 12  # of a kind that the card shows
 LISTED = 100  # photos that were dropped, in the card
 
 # Called with a label; gives a function to call with (done since the last call, in all).
@@ -80,6 +79,7 @@ class Plan:
         wanted = {
             curation.OFF_TOPIC: self.keywords is not None,
             UNREADABLE: True,
+            WORDLESS: True,
             curation.EXACT: curation.EXACT in DUPLICATES[self.duplicates],
             curation.NEAR: curation.NEAR in DUPLICATES[self.duplicates],
             curation.CONTAMINATED: bool(self.against),
@@ -124,6 +124,7 @@ def build(
       UserError: a source is damaged, two have one name, nothing can be kept, or `out` cannot be written.
       RunFailure: Beam's pipeline failed.
     """
+    records.check_out(out, overwrite=overwrite)
     progress = progress or (lambda label: lambda done, total: None)
     survey = Survey(plan.knowledge)
     for source in sources:
@@ -176,6 +177,8 @@ def _curate(built: Built, plan: Plan, progress: Progress) -> list[card.Pair]:
         distribute.check(survey, plan.beam, progress("checking"))
     else:
         survey.check(progress("checking"))
+    if not plan.describer:
+        survey.drop_wordless()
     curation.find_twins(survey)
     shown = _count_twins(built)
     for stage in DUPLICATES[plan.duplicates]:
@@ -184,7 +187,9 @@ def _curate(built: Built, plan: Plan, progress: Progress) -> list[card.Pair]:
         curation.drop_contaminated(survey)
     if plan.describer:
         _describe(built, plan, progress("describing"))
-    survey.drop_wordless()
+        survey.drop_wordless()
+        if plan.keywords:
+            curation.drop_off_topic(survey, plan.keywords)
     survey.must_keep_some()
     if plan.judge and (plan.min_agreement is not None or plan.max_deviation is not None):
         curation.drop_by_model(
@@ -203,12 +208,14 @@ def _describe(built: Built, plan: Plan, progress: Callable[[int, int], None]) ->
     survey = built.survey
     count_tokens, _ = counter()
     judge = partial(_similarities, plan.judge) if plan.judge else None
-    total = survey.one("SELECT count(*) FROM photo WHERE stage IS NULL AND class_key = '' AND captions IS NULL")
-    for chunk in survey.chunks(None, 256):
-        wordless = ((str(row.id), data) for row, data in chunk.photos() if not (row.class_key or row.captions))
-        for found in describing.describe(
-            wordless, plan.describer, judge, candidates=plan.candidates, count_tokens=count_tokens
-        ):
+    total = survey.wordless()
+    for dataset in survey.datasets_of(wordless=True):
+        images = ((str(row.id), data) for row, data in dataset.photos())
+        asked = describing.describe(
+            images, plan.describer, judge, candidates=plan.candidates, count_tokens=count_tokens
+        )
+        # The list is not changed while it is read.
+        for found in list(asked):
             survey.describe(int(found.key), found.caption, found.error)
             progress(1, total)
     built.endpoints.append(f"describing: {plan.describer.usage}")
@@ -258,7 +265,7 @@ def _count_twins(built: Built) -> list[tuple[str, Twin]]:
     for twin in curation.twins(built.survey):
         kinds = ["noise"] if curation.is_label_noise(twin) else []
         kinds.append("exact" if twin.is_exact else "near")
-        shown += [(kind, twin) for kind in kinds[:1] if counts[kind] < PAIRS]
+        shown += [(kind, twin) for kind in kinds[:1] if counts[kind] < card.PAIRS]
         counts.update(kinds)
         counts["across_splits"] += twin.is_across_splits
     built.twins = dict(counts)
@@ -267,7 +274,7 @@ def _count_twins(built: Built) -> list[tuple[str, Twin]]:
 
 def _pairs(survey: Survey, shown: list[tuple[str, Twin]]) -> list[card.Pair]:
     """The pairs that the card shows, with their pictures."""
-    shown = shown + [("held out", twin) for twin in itertools.islice(curation.contaminated(survey), PAIRS)]
+    shown = shown + [("held out", twin) for twin in itertools.islice(curation.contaminated(survey), card.PAIRS)]
     pictures = survey.pictures({photo for _, twin in shown for photo in (twin.photo, twin.other_photo)})
     return [
         card.Pair(kind, twin.source, twin.other, twin.names, pictures[twin.photo], pictures[twin.other_photo])

@@ -5,14 +5,14 @@ Where several photos are the same, the one in the test split stays before one in
 what a model is scored on is never what it was trained on, and the split itself does not move.
 """
 
+import functools
 import itertools
+import json
 import re
-import sys
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ import numpy as np
 from agriclip_jax.data import duplicates
 from agriclip_jax.data.captions import class_identity, normalise_caption
 from agriclip_jax.data.records import parallel_map
-from agriclip_jax.data.survey import UNREADABLE, Survey, batched
+from agriclip_jax.data.survey import UNREADABLE, WORDLESS, Row, Survey, batched
 from agriclip_jax.data.views import load_view
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import read_yaml
@@ -34,12 +34,14 @@ NEAR = "near duplicate"
 CONTAMINATED = "in a held-out set"
 DISAGREES = "disagrees with its text"
 OUTLIER = "outlier of its domain"
-STAGES = (OFF_TOPIC, UNREADABLE, EXACT, NEAR, CONTAMINATED, DISAGREES, OUTLIER)  # in the order of the funnel
+STAGES = (OFF_TOPIC, UNREADABLE, WORDLESS, EXACT, NEAR, CONTAMINATED, DISAGREES, OUTLIER)  # in the order of the funnel
 
 _SAME = {EXACT: "the same bytes as", NEAR: "the same picture as"}
 _WORDS = 4  # of a perceptual hash, 64 bits each
+CROWD = 256  # hashes that agree in 16 bits; by chance a million have 15 such
 _MOST_BYTES = 1 << 20  # of a file of keywords
-_FIRST = "split <> 'test', split <> 'val', id"  # the order of who stays
+# The order of who stays: those of which something is said, then by split, then the first.
+_FIRST = "class_key = '' AND captions IS NULL, split <> 'test', split <> 'val', id"
 
 
 class Twin(NamedTuple):
@@ -125,25 +127,30 @@ def _keywords_of(content: object, where: str) -> Keywords:
     return Keywords(tuple(map(normalise_caption, include)), tuple(map(normalise_caption, exclude)))
 
 
-@cache
+@functools.cache
 def _pattern(words: tuple[str, ...]) -> re.Pattern:
     listed = "|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)"
     return re.compile(rf"(?<!\w)(?:{listed})(?:e?s)?(?!\w)")
 
 
 def drop_off_topic(survey: Survey, wanted: Keywords) -> None:
-    """Drops photos whose captions, or whose class where they came without, are not what is wanted."""
-    names = {part.number: record.classes for part, record in survey.described()}
-    where = f"stage IS NULL AND {_part_in(survey, True)} AND id > ?"
-    select = f"SELECT id, part, class_key, captions FROM photo WHERE {where} ORDER BY id LIMIT 4096"
+    """Drops photos whose captions, or whose class where they came without, are not what is wanted.
+
+    Those of which nothing is said stay, for a description.
+    """
+    select = (
+        "SELECT id, part, class_key, captions FROM photo WHERE stage IS NULL AND id > ? "
+        f"AND {survey.part_in(ours=True)} ORDER BY id LIMIT 4096"
+    )
     last = -1
     while rows := survey.all(select, last):
         last = rows[-1][0]
-        texts = ((row, own or names.get(part, {}).get(key, "")) for row, part, key, own in rows)
-        faults = ((wanted.fault(text), row) for row, text in texts)
-        survey.many(
-            f"UPDATE photo SET stage = '{OFF_TOPIC}', reason = ? WHERE id = ?", ((f, row) for f, row in faults if f)
-        )
+        dropped = []
+        for photo, part, key, own in rows:
+            said = " . ".join(text for text, _ in json.loads(own)) if own else survey.parts[part].name_of(key)
+            if said and (fault := wanted.fault(said)):
+                dropped.append((OFF_TOPIC, fault, photo))
+        survey.many("UPDATE photo SET stage = ?, reason = ? WHERE id = ?", dropped)
 
 
 # ---- duplicates ------------------------------------------------------------------------------------------------------
@@ -154,12 +161,13 @@ def find_twins(survey: Survey) -> None:
     survey.run("CREATE TABLE IF NOT EXISTS twin (photo INTEGER PRIMARY KEY, other INTEGER, stage TEXT)")
     survey.run("DELETE FROM twin")
     survey.run(
-        f"INSERT INTO twin SELECT id, first, '{EXACT}' FROM (SELECT id, first_value(id) OVER "
-        f"(PARTITION BY sha ORDER BY {_FIRST}) AS first FROM photo WHERE stage IS NULL AND {_part_in(survey, True)}) "
-        "WHERE id <> first"
+        "INSERT INTO twin SELECT id, first, ? FROM "
+        f"(SELECT id, first_value(id) OVER (PARTITION BY sha ORDER BY {_FIRST}) AS first FROM photo "
+        f"WHERE stage IS NULL AND {survey.part_in(ours=True)}) WHERE id <> first",
+        EXACT,
     )
-    ids, looks = _looks(survey, f"{_part_in(survey, True)} AND id NOT IN (SELECT photo FROM twin)")
-    others = ids[_stays(looks)]
+    ids, looks = _looks(survey, f"{survey.part_in(ours=True)} AND id NOT IN (SELECT photo FROM twin)")
+    others = ids[keepers(looks)]
     same = others != ids
     rows = zip(ids[same].tolist(), others[same].tolist(), itertools.repeat(NEAR))
     survey.many("INSERT INTO twin VALUES (?, ?, ?)", rows)
@@ -181,17 +189,14 @@ def contaminated(survey: Survey) -> Iterator[Twin]:
 
 
 def _described_twins(survey: Survey, pairs: str) -> Iterator[Twin]:
-    names = {part.number: survey.record_of(part).classes for part in survey.parts}
     select = (
         "SELECT photo, other, a.part, a.path, a.class_key, b.part, b.path, b.class_key, pairs.stage, "
         f"a.split <> b.split FROM ({pairs}) AS pairs JOIN photo AS a ON a.id = photo JOIN photo AS b ON b.id = other"
     )
-    for photo, other, part, path, key, other_part, other_path, other_key, stage, across in survey.ledger.execute(
-        select
-    ):
-        slug, other_slug = survey.parts[part].slug, survey.parts[other_part].slug
-        called = names[part].get(key, key), names[other_part].get(other_key, other_key)
-        sources = f"{slug}/{path}", f"{other_slug}/{other_path}"
+    for photo, other, number, path, key, other_number, other_path, other_key, stage, across in survey.stream(select):
+        part, other_part = survey.parts[number], survey.parts[other_number]
+        called = part.name_of(key), other_part.name_of(other_key)
+        sources = f"{part.slug}/{path}", f"{other_part.slug}/{other_path}"
         yield Twin(photo, other, *sources, called, stage == EXACT, bool(across))
 
 
@@ -216,51 +221,121 @@ def drop_twins(survey: Survey, stage: str) -> None:
 
 def drop_contaminated(survey: Survey) -> None:
     """Drops photos that are the same, by bytes or looks, as one of those that are only compared with."""
+    ours, held = survey.part_in(ours=True), survey.part_in(ours=False)
     survey.run(
-        f"UPDATE photo SET stage = '{CONTAMINATED}', reason = '{_SAME[EXACT]}', twin = held.id FROM photo AS held "
-        f"WHERE photo.stage IS NULL AND photo.{_part_in(survey, True)} AND held.stage IS NULL AND held.sha = photo.sha "
-        f"AND held.{_part_in(survey, False)}"
+        "UPDATE photo SET stage = ?, reason = ?, twin = held.first FROM "
+        f"(SELECT sha, min(id) AS first FROM photo WHERE stage IS NULL AND {held} GROUP BY sha) AS held "
+        f"WHERE photo.sha = held.sha AND photo.stage IS NULL AND photo.{ours}",
+        CONTAMINATED,
+        _SAME[EXACT],
     )
-    ids, looks = _looks(survey, _part_in(survey, True))
-    held, held_looks = _looks(survey, _part_in(survey, False))
-    pairs = duplicates.near_pairs(looks, held_looks)
-    first = np.unique(pairs[:, 0], return_index=True)[1]
+    ids, looks = _looks(survey, ours)
+    others, other_looks = _looks(survey, held)
+    near = first_near(looks, other_looks)
+    found = near >= 0
+    rows = zip(others[near[found]].tolist(), ids[found].tolist(), strict=True)
     survey.many(
-        f"UPDATE photo SET stage = '{CONTAMINATED}', reason = '{_SAME[NEAR]}', twin = ? WHERE id = ?",
-        zip(held[pairs[first, 1]].tolist(), ids[pairs[first, 0]].tolist(), strict=True),
+        "UPDATE photo SET stage = ?, reason = ?, twin = ? WHERE id = ?",
+        ((CONTAMINATED, _SAME[NEAR], other, photo) for other, photo in rows),
     )
-
-
-def _part_in(survey: Survey, ours: bool) -> str:
-    numbers = ", ".join(str(part.number) for part in survey.parts if part.ours == ours)
-    return f"part IN ({numbers})"
 
 
 def _looks(survey: Survey, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Ids and perceptual hashes of the photos that are left, those first that stay before others."""
     ids, looks = array("q"), bytearray()
-    for number, look in survey.ledger.execute(
-        f"SELECT id, look FROM photo WHERE stage IS NULL AND {where} ORDER BY {_FIRST}"
-    ):
+    for number, look in survey.stream(f"SELECT id, look FROM photo WHERE stage IS NULL AND {where} ORDER BY {_FIRST}"):
         ids.append(number)
         looks += look
     return np.array(ids, np.int64), np.frombuffer(looks, np.uint64).reshape(-1, _WORDS)
 
 
-def _stays(looks: np.ndarray) -> np.ndarray:
-    """For each of the hashes, which stand in the order of who stays first, the place of the one that stays for it.
+def keepers(looks: np.ndarray) -> np.ndarray:
+    """Who stays for each of the hashes, which stand in the order of who stays first: int64 [n], places.
 
-    Each that goes looks like one that stays: a chain of similar frames does not go as a whole.
+    One by one, a hash goes if it is near to one that stays. So each that goes is near to the one that stays for it: a
+    chain of similar frames does not go as a whole.
+
+    Args:
+      looks: uint64 [n, k].
     """
+    distinct, which = _distinct(looks)
+    rows = looks[distinct]
+    stays = np.arange(len(rows))
+    # What a still camera took is so alike that all pairs would be too many: its first picture is found at once.
+    for crowd in _crowds(rows):
+        while len(crowd := crowd[stays[crowd] == crowd]) > CROWD:
+            first = crowd[0]
+            while len(earlier := _near(rows, first, np.flatnonzero(stays[:first] == np.arange(first)))):
+                first = earlier[0]
+            after = first + 1 + np.flatnonzero(stays[first + 1 :] == np.arange(first + 1, len(rows)))
+            gone = _near(rows, first, after)
+            stays[gone] = first
+            if 8 * np.isin(gone, crowd).sum() < len(crowd):  # it is no crowd, but agrees in a few bits
+                break
+    left = np.flatnonzero(stays == np.arange(len(rows)))
+    for part in _parts(duplicates.near_pairs(rows[left])):
+        for earlier, later in left[part].tolist():
+            if stays[earlier] == earlier and stays[later] == later:
+                stays[later] = earlier
+    return distinct[stays[which]]
+
+
+def first_near(looks: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The first of the other hashes that is near to each of `looks`; -1 where none is: int64 [n].
+
+    Args:
+      looks: uint64 [n, k].
+      others: uint64 [m, k].
+    """
+    (mine, which), (theirs, _) = _distinct(looks), _distinct(others)
+    rows, other_rows = looks[mine], others[theirs]
+    none = len(theirs)
+    found = np.full(len(mine), none)
+    crowded = np.zeros(len(mine) + none, bool)
+    for crowd in _crowds(np.concatenate([rows, other_rows])):
+        crowded[crowd] = True
+    for row in np.flatnonzero(crowded[: len(mine)]):
+        near = np.flatnonzero(_distance(other_rows, rows[row]) <= duplicates.NEAR)
+        found[row] = near[0] if len(near) else none
+    for other in np.flatnonzero(crowded[len(mine) :]):
+        near = _distance(rows, other_rows[other]) <= duplicates.NEAR
+        found[near] = np.minimum(found[near], other)
+    left, other_left = np.flatnonzero(~crowded[: len(mine)]), np.flatnonzero(~crowded[len(mine) :])
+    pairs = duplicates.near_pairs(rows[left], other_rows[other_left])
+    np.minimum.at(found, left[pairs[:, 0]], other_left[pairs[:, 1]])
+    return np.append(theirs, -1)[found][which]
+
+
+def _distinct(looks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the first of equal rows, ascending; and for each row the place of its first among them."""
     _, first, which = np.unique(looks, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    stays = np.arange(len(order))
-    for earlier, later in duplicates.near_pairs(looks[first[order]]).tolist():
-        if stays[earlier] == earlier and stays[later] == later:
-            stays[later] = earlier
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    return first[order[stays[place[which.reshape(-1)]]]]
+    return first[order], place[which.reshape(-1)]
+
+
+def _crowds(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Ascending rows of more than `CROWD` hashes that agree in 16 bits, for 16 choices of bits."""
+    bits = 64 * rows.shape[1]
+    # Bits far apart in the hash, as neighbours are alike by chance.
+    for dealt in np.split(101 * np.arange(bits) % bits, bits // 16):
+        key = np.zeros(len(rows), np.uint16)
+        for place, bit in enumerate(dealt.tolist()):
+            key |= (rows[:, bit // 64] >> np.uint64(bit % 64) & np.uint64(1)).astype(np.uint16) << np.uint16(place)
+        order = np.argsort(key, kind="stable")
+        starts = np.flatnonzero(np.diff(key[order], prepend=~key[order[:1]]))
+        sizes = np.diff(starts, append=len(order))
+        for start, size in zip(starts[sizes > CROWD], sizes[sizes > CROWD], strict=True):
+            yield order[start : start + size]
+
+
+def _near(rows: np.ndarray, row: int, among: np.ndarray) -> np.ndarray:
+    return among[_distance(rows[among], rows[row]) <= duplicates.NEAR]
+
+
+def _distance(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
+    return np.bitwise_count(rows ^ row).sum(axis=1, dtype=np.int64)
 
 
 # ---- what a model thinks ---------------------------------------------------------------------------------------------
@@ -296,11 +371,14 @@ def drop_by_model(
         a photo's distance to the mean embedding of its domain may lie.
       progress: called with (photos done since the last call, photos in all).
     """
-    total = survey.one(f"SELECT count(*) FROM photo WHERE stage IS NULL AND {_part_in(survey, True)}")
+    total = survey.one(f"SELECT count(*) FROM photo WHERE stage IS NULL AND {survey.part_in(ours=True)}")
+    ids, domains, agreement, embeddings, row = np.zeros(total, np.int64), [], np.ones(total), None, 0
     with tempfile.TemporaryFile() as file:
-        ids, domains, agreement, embeddings, row = np.zeros(total, np.int64), [], np.zeros(total), None, 0
-        for chunk in survey.chunks(None, sys.maxsize):
-            for batch in batched(chunk.photos(), 256):
+        for dataset in survey.datasets_of():
+            of_class = functools.cache(
+                lambda key, texts=dataset.texts: judge.embed_texts([text for text, _ in texts[key]])
+            )
+            for batch in batched(dataset.photos(), 256):
                 views = parallel_map(lambda data: load_view(data, judge.image_size), (data for _, data in batch))
                 found = judge.embed_images(np.stack(list(views)))
                 if embeddings is None:
@@ -308,8 +386,9 @@ def drop_by_model(
                     embeddings = np.memmap(file, np.float32, "r+", shape=(total, found.shape[1]))
                 after = row + len(batch)
                 ids[row:after], embeddings[row:after] = [photo.id for photo, _ in batch], found
-                domains += [chunk.record.domain] * len(batch)
-                agreement[row:after] = _agreement(judge, found, [list(chunk.captions(photo)) for photo, _ in batch])
+                domains += [dataset.record.domain] * len(batch)
+                if min_agreement is not None:
+                    agreement[row:after] = _agreement(judge, found, [photo for photo, _ in batch], of_class)
                 row = after
                 if progress:
                     progress(len(batch), total)
@@ -320,10 +399,18 @@ def drop_by_model(
             _drop(survey, OUTLIER, ids, deviation, deviation > max_deviation, "its deviation from its domain is")
 
 
-def _agreement(judge: Judge, images: np.ndarray, said: Sequence[Sequence[str]]) -> np.ndarray:
-    distinct = {text: None for texts in said for text in texts}
-    rows = dict(zip(distinct, judge.embed_texts(list(distinct)), strict=True))
-    return np.array([max(image @ rows[text] for text in texts) for image, texts in zip(images, said, strict=True)])
+def _agreement(
+    judge: Judge, images: np.ndarray, photos: Sequence[Row], of_class: Callable[[str], np.ndarray]
+) -> np.ndarray:
+    """The similarity of each image to the nearest of its captions, its own and those of its class."""
+    own = [text for photo in photos for text, _ in photo.captions]
+    own_embeddings, start, found = judge.embed_texts(own) if own else images[:0], 0, []
+    for image, photo in zip(images, photos, strict=True):
+        after = start + len(photo.captions)
+        texts = [own_embeddings[start:after], *([of_class(photo.class_key)] if photo.class_key else [])]
+        found.append(float((np.concatenate(texts) @ image).max()))
+        start = after
+    return np.array(found)
 
 
 def _deviation(embeddings: np.ndarray, domains: np.ndarray) -> np.ndarray:
@@ -340,13 +427,13 @@ def _deviation(embeddings: np.ndarray, domains: np.ndarray) -> np.ndarray:
 
 
 def _parts(rows: np.ndarray) -> list[np.ndarray]:
-    return np.array_split(rows, -(-len(rows) // 4096))
+    return np.array_split(rows, max(1, len(rows) // 4096))
 
 
 def _drop(survey: Survey, stage: str, ids: np.ndarray, values: np.ndarray, which: np.ndarray, why: str) -> None:
     survey.many(
-        f"UPDATE photo SET stage = '{stage}', reason = ? WHERE id = ? AND stage IS NULL",
-        ((f"{why} {value:.2f}", row) for row, value in zip(ids[which].tolist(), values[which], strict=True)),
+        "UPDATE photo SET stage = ?, reason = ? WHERE id = ? AND stage IS NULL",
+        ((stage, f"{why} {value:.2f}", row) for row, value in zip(ids[which].tolist(), values[which], strict=True)),
     )
 
 
@@ -355,7 +442,7 @@ def _drop(survey: Survey, stage: str, ids: np.ndarray, values: np.ndarray, which
 
 def funnel(survey: Survey, stages: Sequence[str] = STAGES) -> list[Stage]:
     """From all photos found to those kept: a line for finding them, and for each stage."""
-    where = _part_in(survey, True)
+    where = survey.part_in(ours=True)
     left = survey.one(f"SELECT count(*) FROM photo WHERE {where}")
     dropped = dict(survey.all(f"SELECT stage, count(*) FROM photo WHERE stage IS NOT NULL AND {where} GROUP BY stage"))
     lines = [Stage("found", 0, left)]

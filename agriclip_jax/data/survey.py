@@ -24,8 +24,11 @@ from agriclip_jax.data.views import decode
 from agriclip_jax.errors import UserError
 
 UNREADABLE = "unreadable"  # the stage that drops what cannot be used
+WORDLESS = "without words"  # and that which drops photos with neither a class nor a caption
 _ROWS = 4096  # of the list, held in memory at once
 _READ = 64  # photos between two words on progress
+
+_IS_WORDLESS = "stage IS NULL AND class_key = '' AND captions IS NULL"
 
 _LIST = """
 PRAGMA journal_mode = OFF;
@@ -124,8 +127,10 @@ class Chunk:
 
     def captions(self, row: Row) -> dict[str, str]:
         """Text -> kind of a photo's captions: those of its class, then its own."""
-        texts = dict(self.texts[row.class_key])
-        return texts | {text: kind for text, kind in row.captions if text not in texts}
+        texts: dict[str, str] = {}
+        for text, kind in (*self.texts[row.class_key], *row.captions):
+            texts.setdefault(text, kind)
+        return texts
 
     def examples(self) -> Iterator[Example]:
         """The photos as examples; raises as `photos` does."""
@@ -168,6 +173,13 @@ class Part:
     aside: int
     ours: bool
 
+    def name_of(self, key: str) -> str:
+        """A class as people say it; empty for that of the photos without a label."""
+        about = self.about or {}
+        lineage = about.get("taxonomy", {}).get(key)
+        name = about.get("classes", {}).get(key) or (taxonomy.display_name(lineage) if lineage else "")
+        return name or captions.words(key) if key else ""
+
 
 class Survey:
     """The photos of sources.
@@ -184,7 +196,7 @@ class Survey:
         self.knowledge = knowledge
         self.rewritten: Mapping[str, Sequence[str]] = {}
         # An empty name is a temporary file that goes with the connection.
-        self.ledger = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self.ledger = sqlite3.connect("", isolation_level=None)
         self.ledger.executescript(_LIST)
 
     # ---- listing ----
@@ -201,19 +213,20 @@ class Survey:
 
         Args:
           source: from `sources.find`.
-          metadata: records by dataset name; they come before what lies in or beside the source, and that before the
-            catalogue of named datasets.
+          metadata: records by dataset name; key by key they come before what lies beside the source, that before what
+            lies in it, and that before the catalogue of named datasets.
           ratios: percent by split.
-          ours: False for photos that are only compared with.
+          ours: False for photos that are only compared with, which need no class.
 
         Raises:
           UserError: the source is damaged or climbs out of its folder, or another has its name.
         """
-        listing = _Listing(len(self.parts))
+        listing = _Listing(len(self.parts), ours)
         self.many(
             "INSERT INTO photo (part, path, place, class_key, captions, stage, reason) VALUES (?, ?, ?, ?, ?, ?, ?)",
             listing.rows(source.items()),
         )
+        self._merge_rows(len(self.parts))
         about = _about(source, metadata or {}, listing.about)
         slug = (about or {}).get("name") or squeezed(source.slug) or "photos"
         for part in self.parts:
@@ -221,17 +234,41 @@ class Survey:
                 origins = f"{part.source.origin} and {source.origin}"
                 raise UserError(f"two sources are called {slug!r}: {origins}; rename one of them")
         known = (listing.keys | set((about or {}).get("classes", {}))) - {""}
-        named, filling = _named(slug, about, listing.keys - {""})
-        if named:
-            about = {**filling, **{key: value for key, value in (about or {}).items() if value}}
-        self.parts.append(Part(len(self.parts), source, slug, about, named, frozenset(known), listing.aside, ours))
-        together = _together(about, slug)
+        named, filling = _named(slug, listing.keys - {""})
+        about = filling | (about or {}) if named else about
+        self.parts.append(
+            Part(
+                number=len(self.parts),
+                source=source,
+                slug=slug,
+                about=about,
+                named=named,
+                known=frozenset(known),
+                aside=listing.aside,
+                ours=ours,
+            )
+        )
+        together = _together(about)
 
         def split_of(key: str, path: str) -> str:
             return splits.split_of(slug, key, together(path.rpartition("/")[2]), ratios)
 
         self.ledger.create_function("split_of", 2, split_of)
         self.run("UPDATE photo SET split = split_of(class_key, path) WHERE part = ?", len(self.parts) - 1)
+
+    def _merge_rows(self, number: int) -> None:
+        """Makes one photo of the rows of a table that give one image several captions."""
+        select = "SELECT path FROM photo WHERE part = ? AND captions IS NOT NULL GROUP BY path, class_key, place "
+        for (path,) in self.all(select + "HAVING count(*) > 1", number):
+            where = "part = ? AND path = ? AND captions IS NOT NULL"
+            rows = self.all(f"SELECT id, class_key, place, captions FROM photo WHERE {where} ORDER BY id", number, path)
+            together: dict[tuple, list] = {}
+            for photo, key, place, own in rows:
+                together.setdefault((key, place), []).append((photo, json.loads(own)))
+            for group in together.values():
+                own = json.dumps([text for _, texts in group for text in texts])
+                self.run("UPDATE photo SET captions = ? WHERE id = ?", own, group[0][0])
+                self.many("DELETE FROM photo WHERE id = ?", ((photo,) for photo, _ in group[1:]))
 
     def check(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Reads every listed photo, decodes it whole and drops those that cannot be used.
@@ -250,6 +287,19 @@ class Survey:
                 self.record(batch)
                 if progress:
                     progress(len(batch), total)
+        self.checked()
+
+    def checked(self) -> None:
+        """To be called when every photo was read: what is looked up by content from now on is found fast.
+
+        Raises:
+          UserError: photos that are only compared with, of which none could be read.
+        """
+        self.run("CREATE INDEX IF NOT EXISTS by_sha ON photo (sha)")
+        readable = "SELECT count(*) FROM photo WHERE part = ? AND stage IS NULL"
+        for part in self.parts:
+            if not part.ours and not self.one(readable, part.number):
+                raise UserError(f"{part.source.origin} holds no readable photo to compare with; name another folder")
 
     def unread(self, most: int) -> Iterator[tuple[Source, list[tuple[int, Any]]]]:
         """(source, [(id, place)]) of the photos that are still to be read, at most so many at once."""
@@ -268,10 +318,18 @@ class Survey:
     def drop_wordless(self) -> None:
         """Drops the photos of which nothing is said: neither a class nor a caption."""
         self.run(
-            "UPDATE photo SET stage = ?, reason = 'has neither a class nor a caption' "
-            "WHERE stage IS NULL AND class_key = '' AND captions IS NULL",
-            UNREADABLE,
+            f"UPDATE photo SET stage = ?, reason = 'has neither a class nor a caption' WHERE {_IS_WORDLESS} "
+            f"AND {self.part_in(ours=True)}",
+            WORDLESS,
         )
+
+    def wordless(self) -> int:
+        """The number of photos of which nothing is said."""
+        return self.one(f"SELECT count(*) FROM photo WHERE {_IS_WORDLESS} AND {self.part_in(ours=True)}")
+
+    def part_in(self, *, ours: bool) -> str:
+        """The condition that a photo of the list becomes an example, or is only compared with."""
+        return f"part IN ({', '.join(str(part.number) for part in self.parts if part.ours == ours)})"
 
     def describe(self, photo: int, caption: str, error: str) -> None:
         """Gives a photo a caption of its own, or drops it where there is none."""
@@ -279,9 +337,7 @@ class Survey:
             texts = json.dumps([(caption, "described")])
             self.run("UPDATE photo SET captions = ? WHERE id = ?", texts, photo)
         else:
-            self.run(
-                "UPDATE photo SET stage = ?, reason = ? WHERE id = ?", UNREADABLE, f"not described: {error}", photo
-            )
+            self.run("UPDATE photo SET stage = ?, reason = ? WHERE id = ?", WORDLESS, f"not described: {error}", photo)
 
     def record(self, found: Iterable[tuple[int, Finding]]) -> None:
         """Notes what was found of photos, by id."""
@@ -294,12 +350,12 @@ class Survey:
         """Raises UserError when every photo was dropped."""
         if self.datasets:
             return
-        dropped = self.all("SELECT part, path, reason FROM photo WHERE stage IS NOT NULL LIMIT 1")
+        stages = [stage for (stage,) in self.all("SELECT DISTINCT stage FROM photo WHERE stage IS NOT NULL")]
+        dropped = next((problem for stage in stages for problem in self.dropped(stage)), None)
         why = ""
         if dropped:
-            ((part, path, reason),) = dropped
-            count = self.one("SELECT count(*) FROM photo")
-            why = f"; all {count} were skipped, such as {self.parts[part].slug}/{path}: {reason}"
+            count = self.one(f"SELECT count(*) FROM photo WHERE {self.part_in(ours=True)}")
+            why = f"; all {count} were skipped, such as {dropped.source}: {dropped.reason}"
         origins = ", ".join(str(part.source.origin) for part in self._ours())
         raise UserError(f"no photo to keep in {origins}{why}; photos belong in one folder for each class")
 
@@ -327,7 +383,7 @@ class Survey:
     @property
     def ignored(self) -> int:
         """Number of files that are no photos."""
-        return sum(part.aside for part in self.parts)
+        return sum(part.aside for part in self._ours())
 
     @property
     def problems(self) -> list[Problem]:
@@ -336,8 +392,16 @@ class Survey:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know: guessed names, classes without photos."""
-        return [note for part in self._ours() for note in self._notes(part)]
+        """What a user should know: guessed names, classes without photos, what could not be compared with."""
+        unread = "SELECT count(*) FROM photo WHERE part = ? AND stage IS NOT NULL"
+        held = [(part, count) for part in self.parts if not part.ours and (count := self.one(unread, part.number))]
+        return [
+            *(note for part in self._ours() for note in self._notes(part)),
+            *(
+                f"{part.slug}, held out: {count} photos cannot be read, so none is compared with"
+                for part, count in held
+            ),
+        ]
 
     def dropped(self, stage: str, split: str | None = None) -> Iterator[Problem]:
         """The photos of a split, or of all, that a stage dropped, and why."""
@@ -346,7 +410,7 @@ class Survey:
             "LEFT JOIN photo AS twin ON twin.id = photo.twin "
             "WHERE photo.stage = ? AND (? IS NULL OR photo.split = ?) ORDER BY photo.part, photo.path"
         )
-        for number, path, reason, twin_part, twin_path in self.ledger.execute(select, (stage, split, split)):
+        for number, path, reason, twin_part, twin_path in self.stream(select, stage, split, split):
             if self.parts[number].ours:
                 other = "" if twin_path is None else f" {self.parts[twin_part].slug}/{twin_path}"
                 yield Problem(f"{self.parts[number].slug}/{path}", reason + other)
@@ -389,18 +453,25 @@ class Survey:
         Raises:
           UserError: a photo that could be read before cannot be read any more.
         """
-        for part, record in self.described():
-            texts = {key: self.class_captions(part.slug, record, key) for key in record.classes}
-            yield from Chunk(part.source, part.slug, record, texts, self.rows(part, split)).examples()
+        for chunk in self.datasets_of(split):
+            yield from chunk.examples()
 
-    def chunks(self, split: str | None, most: int) -> Iterator["Chunk"]:
-        """The kept photos in pieces of at most `most`, each with all it needs to be read on another machine."""
+    def datasets_of(self, split: str | None = None, *, wordless: bool = False) -> Iterator["Chunk"]:
+        """The kept photos, a dataset at a time, its photos streamed; or those of them of which nothing is said."""
         for part, record in self.described():
             texts = {key: self.class_captions(part.slug, record, key) for key in record.classes}
-            for rows in batched(self.rows(part, split), most if part.source.seekable else sys.maxsize):
+            yield Chunk(part.source, part.slug, record, texts, self._rows(part, split, wordless))
+
+    def chunks(self, split: str, most: int) -> Iterator["Chunk"]:
+        """The kept photos in pieces of at most `most`, each with all it needs to be read on another machine.
+
+        A source that can only be read from front to back is one piece.
+        """
+        for chunk in self.datasets_of(split):
+            for rows in batched(chunk.rows, most if chunk.source.seekable else sys.maxsize):
                 keys = {row.class_key for row in rows}
-                about = replace(record, classes={key: record.classes[key] for key in sorted(keys)}, taxonomy={})
-                yield Chunk(part.source, part.slug, about, {key: texts[key] for key in keys}, rows)
+                record = replace(chunk.record, classes={key: chunk.record.classes[key] for key in keys}, taxonomy={})
+                yield replace(chunk, record=record, texts={key: chunk.texts[key] for key in keys}, rows=rows)
 
     def pictures(self, photos: Collection[int]) -> dict[int, bytes]:
         """The bytes of some photos, by their numbers.
@@ -417,14 +488,13 @@ class Survey:
             found |= {row.id: data for row, data in Chunk(part.source, part.slug, record, {}, wanted).photos()}
         return found
 
-    def rows(self, part: Part, split: str | None = None) -> Iterator[Row]:
-        """The kept photos of a part, of a split or all."""
+    def _rows(self, part: Part, split: str | None, wordless: bool) -> Iterator[Row]:
         order = "id" if part.source.in_order else "class_key, path, id"
         select = (
             "SELECT id, path, place, class_key, captions FROM photo WHERE part = ? AND (? IS NULL OR split = ?) "
-            f"AND stage IS NULL ORDER BY {order}"
+            f"AND {_IS_WORDLESS if wordless else 'stage IS NULL'} ORDER BY {order}"
         )
-        for number, path, place, key, own in self.ledger.execute(select, (part.number, split, split)):
+        for number, path, place, key, own in self.stream(select, part.number, split, split):
             yield Row(number, path, json.loads(place), key, tuple(map(tuple, json.loads(own or "[]"))))
 
     def _ours(self) -> list[Part]:
@@ -433,18 +503,13 @@ class Survey:
     def record_of(self, part: Part) -> DatasetRecord:
         """What is known of a part, with the classes of which photos are kept."""
         about = part.about or {}
-        names, lineages, commit = about.get("classes", {}), about.get("taxonomy", {}), about.get("commit", "")
+        lineages, commit = about.get("taxonomy", {}), about.get("commit", "")
         select = "SELECT DISTINCT class_key FROM photo WHERE part = ? AND stage IS NULL ORDER BY class_key"
         keys = [key for (key,) in self.all(select, part.number)]
-
-        def name_of(key: str) -> str:
-            lineage = lineages.get(key)
-            return names.get(key) or (taxonomy.display_name(lineage) if lineage else "") or captions.words(key)
-
         return DatasetRecord(
             domain=about.get("domain") or "other",
-            classes={key: name_of(key) if key else "" for key in keys},
-            licence=about.get("license") or about.get("licence") or "",
+            classes={key: part.name_of(key) for key in keys},
+            licence=about.get("license", ""),
             source=about.get("source", "") + (f"@{commit}" if commit else ""),
             templates=tuple(about.get("templates", ())),
             taxonomy={key: dict(lineages[key]) for key in keys if key in lineages},
@@ -484,25 +549,38 @@ class Survey:
         with _disk_errors():
             return self.ledger.execute(select, values).fetchall()
 
+    def stream(self, select: str, *values: Any) -> Iterator[tuple]:
+        """The rows of a query, a few at a time."""
+        with _disk_errors():
+            yield from self.ledger.execute(select, values)
+
     def one(self, select: str, *values: Any) -> Any:
         """The only value of a query."""
         return self.all(select, *values)[0][0]
 
 
-def survey(sources: Sequence[Source], *, progress: Callable[[int, int], None] | None = None, **options: Any) -> Survey:
+def survey(
+    sources: Sequence[Source],
+    *,
+    metadata: Mapping[str, dict] | None = None,
+    ratios: Mapping[str, int] = splits.RATIOS,
+    knowledge: Knowledge | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Survey:
     """Lists and reads sources.
 
     Args:
       sources: from `sources.find`.
+      metadata, ratios: as of `Survey.add`.
+      knowledge: facts that classes get captions from.
       progress: called with (photos done since the last call, photos in all).
-      **options: `knowledge`, and those of `Survey.add`.
 
     Raises:
       UserError: a source is damaged or climbs out of its folder, two have one name, or nothing can be kept.
     """
-    found = Survey(options.pop("knowledge", None))
+    found = Survey(knowledge)
     for source in sources:
-        found.add(source, **options)
+        found.add(source, metadata=metadata, ratios=ratios)
     found.check(progress)
     found.drop_wordless()
     found.must_keep_some()
@@ -512,8 +590,8 @@ def survey(sources: Sequence[Source], *, progress: Callable[[int, int], None] | 
 class _Listing:
     """Takes what a source gives apart into rows of the list and facts on the whole."""
 
-    def __init__(self, part: int):
-        self.part, self.about, self.aside, self.keys = part, None, 0, set()
+    def __init__(self, part: int, ours: bool):
+        self.part, self.ours, self.about, self.aside, self.keys = part, ours, {}, 0, set()
 
     def rows(self, items: Iterable[Item | Aside | Known | About]) -> Iterator[tuple]:
         """The rows of the list."""
@@ -522,7 +600,9 @@ class _Listing:
                 self.keys.add(thing.class_key)
                 place = json.dumps(thing.place)
                 texts = json.dumps([(text, "given") for text in thing.captions]) if thing.captions else None
-                fault = (UNREADABLE, thing.problem) if thing.problem else (None, None)
+                # A photo that is only compared with need not lie in a class.
+                is_fault = thing.problem and (self.ours or thing.place is None)
+                fault = (UNREADABLE, thing.problem) if is_fault else (None, None)
                 yield (self.part, thing.path, place, thing.class_key, texts, *fault)
             elif isinstance(thing, About):
                 self.about = thing.record
@@ -532,44 +612,31 @@ class _Listing:
                 self.aside += 1
 
 
-def _about(source: Source, metadata: Mapping[str, dict], inside: dict | None) -> dict | None:
-    """The metadata of a source: the user's, else what lies in it, else beside it."""
-    beside = source.origin.parent / METADATA
-    if source.slug in metadata:
-        return metadata[source.slug]
-    if inside is None and beside.is_file():
-        return read_metadata(beside).get(source.slug)
-    # A pattern from inside an archive is not to be trusted: one can be written that never ends.
-    return inside and {key: value for key, value in inside.items() if key != "group"}
+def _about(source: Source, metadata: Mapping[str, dict], inside: dict) -> dict | None:
+    """What is known of a source, key by key: by the user, else by what lies beside it, else by what lies in it."""
+    path = source.origin.parent / METADATA
+    beside = read_metadata(path).get(source.slug, {}) if path.is_file() else {}
+    records = (inside, beside, metadata.get(source.slug, {}))
+    return {key: value for record in records for key, value in record.items() if value} if any(records) else None
 
 
-def _named(slug: str, about: dict | None, keys: Collection[str]) -> tuple[catalogue.Named | None, dict]:
-    """The named dataset that a source is, and what the catalogue says of it.
-
-    Its name and half of its classes must say so, however they are spelled, or metadata of hardly more than a name.
-    """
+def _named(slug: str, keys: Collection[str]) -> tuple[catalogue.Named | None, dict]:
+    """The named dataset that a source is, by its name and all of its classes, and what the catalogue says of it."""
     named = catalogue.find(slug)
-    if named is None:
+    names = {_plain(key): name for key, name in named.classes.items()} if named else {}
+    if not keys or not all(_plain(key) in names for key in keys):
         return None, {}
-    names = {_plain(key): name for key, name in named.classes.items()}
-    classes = {key: names[_plain(key)] for key in keys if _plain(key) in names}
-    is_called = "name" in (about or {}) and not about.get("classes")
-    if not is_called and 2 * len(classes) < max(len(keys), 1):
-        return None, {}
-    return named, {**catalogue.record(named), "classes": classes}
+    return named, {**catalogue.record(named), "name": slug, "classes": {key: names[_plain(key)] for key in keys}}
 
 
 def _plain(key: str) -> str:
     return re.sub(r"[\W_]+", "", key.casefold())
 
 
-def _together(about: dict | None, slug: str) -> Callable[[str], str]:
+def _together(about: dict | None) -> Callable[[str], str]:
     """What decides the split of a file's name: itself, or the group of photos that must stay together."""
     pattern = (about or {}).get("group", "")
-    try:
-        group = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"the metadata of {slug} has a group that is no regular expression: {error}") from error
+    group = re.compile(pattern)
 
     def together(file: str) -> str:
         found = group.search(file) if pattern else None
@@ -590,6 +657,7 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise UserError(
-            f"the list of photos cannot be kept ({error}); give room in the folder that TMPDIR names"
-        ) from error
+        if not any(word in str(error) for word in ("full", "disk", "open")):
+            raise
+        where = "give room in the folder that TMPDIR names"
+        raise UserError(f"the list of photos cannot be kept ({error}); {where}") from error

@@ -22,8 +22,7 @@ def common_name(taxon: Taxon) -> str:
 def lineage(taxon: Taxon) -> str:
     """The known ranks from kingdom to species, each name once: "Animalia Chordata ... Cyprinus carpio"."""
     *above, genus, species = (taxon.get(rank, "") for rank in RANKS)
-    names = [*above, *([] if genus and species.startswith(f"{genus} ") else [genus]), species]
-    return " ".join(dict.fromkeys(filter(None, names)))
+    return _joined(*above, "" if species.startswith(f"{genus} ") else genus, species)
 
 
 def display_name(taxon: Taxon) -> str:
@@ -39,15 +38,20 @@ def captions(taxon: Taxon) -> list[str]:
     LiT-iNat: common name, supercategory, genus; and all names from the common one down to the epithet.
     """
     common, scientific, line = common_name(taxon), scientific_name(taxon), lineage(taxon)
-    group, genus = taxon.get("supercategory", ""), taxon.get("genus", "")
-    epithet = scientific.removeprefix(f"{genus} ") if genus else scientific
+    group, genus, species = (taxon.get(rank, "") for rank in ("supercategory", "genus", "species"))
+    names = (common, group, *(taxon.get(rank, "") for rank in RANKS[:-1]), species.removeprefix(f"{genus} "))
     texts = [
         common and f"a photo of {common}.",
         scientific and f"a photo of {scientific}.",
         line and f"a photo of {line}.",
         common and scientific and f"a photo of {scientific} with common name {common}.",
         common and line and f"a photo of {line} with common name {common}.",
-        (group or genus) and " ".join(filter(None, (common or scientific, group, genus))),
-        line and " ".join(filter(None, (common, group, *(taxon.get(rank, "") for rank in RANKS[:-1]), epithet))),
+        common and (group or genus) and _joined(common, group, genus),
+        line and _joined(*names),
     ]
     return list(dict.fromkeys(filter(None, texts)))
+
+
+def _joined(*names: str) -> str:
+    """The names that are known, each once."""
+    return " ".join(dict.fromkeys(filter(None, names)))

@@ -54,7 +54,8 @@ def find(texts: Sequence[str], *, flag: str = "--source") -> list[Source]:
     try:
         return [source for text in texts for source in _sources(text)]
     except UserError as error:
-        raise UserError(str(error).replace("--source", flag)) from error
+        told = str(error)
+        raise UserError(flag + told.removeprefix("--source") if told.startswith("--source") else told) from error
 
 
 def _sources(text: str) -> list[Source]:
@@ -67,7 +68,7 @@ def _sources(text: str) -> list[Source]:
     if glob.has_magic(location):
         return _of_glob(location, kind, options, text)
     if kind and hasattr(KINDS[kind], "named"):
-        return KINDS[kind].named(location, options)
+        return _checked(KINDS[kind], options, text).named(location, options)
     siblings = os.listdir(path.parent) if path.parent.is_dir() else []
     raise UserError(f"--source={text}: no such file or folder{near_misses(path.name, siblings[:1000])}")
 
@@ -138,6 +139,8 @@ def _of_glob(pattern: str, kind: str, options: Mapping[str, str], text: str) -> 
             parts.setdefault(path.parent.parent, []).append(path)
         elif any(known.guess(path) for known in KINDS.values()):
             sources += _at(path, kind, options, str(path))
+    if parts:
+        _checked(Tree, options, text)
     for root, found in parts.items():
         # A pattern can match a folder and what is in it: each photo counts once.
         apart = [path for path in found if not set(path.parents) & set(found)]

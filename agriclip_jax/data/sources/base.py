@@ -1,6 +1,7 @@
 """What every source gives, and the metadata that a source may come with."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from agriclip_jax.errors import UserError
 
 METADATA = "dataset.json"
+_LONGEST_PATTERN, _MOST_REPEATS = 100, 3
 
 
 class Item(NamedTuple):
@@ -96,6 +98,8 @@ def parse_metadata(data: bytes, where: str) -> dict[str, dict]:
     by_name = {}
     for record in records if isinstance(records, list) else [records]:
         check_record(record, f"the metadata {where}")
+        if "licence" in record:
+            record["license"] = record.pop("licence") or record.get("license", "")
         by_name[record.get("name", "")] = record
     return by_name
 
@@ -105,7 +109,8 @@ def check_record(record: object, where: str) -> None:
 
     It may give name, domain, license, source, commit (texts); classes {key: name as people say it}; templates [text
     with {}]; group, a regular expression on file names whose first group says what must stay in one split; taxonomy
-    {key: {kingdom, phylum, class, order, family, genus, species, common_name, supercategory}}.
+    {key: {kingdom, phylum, class, order, family, genus, species, common_name, supercategory}}. A license may be spelt
+    licence.
     """
     if fault := _record_fault(record):
         raise UserError(f"{where} has a record that {fault}")
@@ -125,9 +130,23 @@ def _record_fault(record: object) -> str:
     templates = record.get("templates", [])
     if not isinstance(templates, list) or not all(isinstance(t, str) and t.count("{}") == 1 for t in templates):
         return "has templates that are not a list of texts with one {} each"
+    if fault := _group_fault(record.get("group", "")):
+        return fault
     taxonomy = record.get("taxonomy", {})
     if not _is_table(taxonomy) or not all(isinstance(name, str) for row in taxonomy.values() for name in row.values()):
         return 'has a taxonomy that is not {"folder": {"genus": "...", "species": "...", ...}}'
+    return ""
+
+
+def _group_fault(pattern: str) -> str:
+    """Why a regular expression is none, or might take for ever on some name: it may have come with a download."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"has a group that is no regular expression: {error}"
+    repeats = len(re.findall(r"[*+]|\{\d*,\d*\}", pattern))
+    if len(pattern) > _LONGEST_PATTERN or repeats > _MOST_REPEATS or re.search(r"\)[*+{]", pattern):
+        return f"has a group that is long, repeats in brackets or has over {_MOST_REPEATS} repeats, so it may never end"
     return ""
 
 

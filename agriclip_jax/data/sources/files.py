@@ -1,4 +1,5 @@
-"""Where the files of a source lie: a folder, a .zip, a .tar. Nothing is unpacked to disk, no list of names is kept.
+"""Where the files of a source lie: a folder, a .zip, a .tar. Nothing is unpacked to disk, and no list of names is kept
+but the directory of a .zip while it is open.
 
 Each has `origin` (the path), `slug` (its name without ending), `in_order` (it can only be read from front to back),
 `walk` and `read`. Archives that climb out of their folder are refused whole; a member that is a link, or larger
@@ -26,6 +27,7 @@ MAX_FILE_BYTES = 256 << 20  # no photo is larger; a member that claims or expand
 MAX_TEXT_BYTES = 16 << 20  # of a file of metadata or captions beside the photos
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp")
 
+_LONGEST_PATH = 4096
 _LINK = "is a link or no plain file; pack the photo itself"
 
 
@@ -57,7 +59,15 @@ def is_photo(path: str) -> bool:
 
 def printable(path: str) -> str:
     """A path whose bytes are no UTF-8 still becomes text that can be stored."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace").removeprefix("./")
+    return storable(path).removeprefix("./")
+
+
+def storable(text: str) -> str:
+    """A text without the halves of characters (surrogates) that files and databases refuse."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def never(path: str) -> bool:
@@ -163,7 +173,7 @@ class Zip:
             for number, member in enumerate(archive.infolist()):
                 name = member.filename.replace("\\", "/")
                 is_link = self._is_link(member)
-                _refuse_climbing(self.origin, name, archive.read(member).decode(errors="replace") if is_link else None)
+                _refuse_climbing(self.origin, name, self._target(archive, member) if is_link else None)
                 text = None
                 if not is_link and not member.is_dir() and wants_text(name) and member.file_size <= MAX_TEXT_BYTES:
                     with archive.open(member) as file:
@@ -173,6 +183,11 @@ class Zip:
     @staticmethod
     def _is_link(member: zipfile.ZipInfo) -> bool:
         return stat.S_ISLNK(member.external_attr >> 16)
+
+    @staticmethod
+    def _target(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
+        with archive.open(member) as file:
+            return file.read(_LONGEST_PATH).decode(errors="replace")
 
     def read(self, places: Iterable[int]) -> Iterator[bytes | Exception]:
         """The content of each place, or why there is none."""

@@ -33,7 +33,7 @@ class INaturalist(Tree):
         if not Tree.guess(path):
             return False
         entries = itertools.islice(Tree.open([path], {})[0].files.walk(), _GLANCE)
-        return any(FOLDER.fullmatch(part) for entry in entries for part in entry.path.split("/"))
+        return any(FOLDER.fullmatch(part) for entry in entries for part in entry.path.split("/")[:-1])
 
     @classmethod
     def open(cls, paths: Sequence[Path], options: Mapping[str, str]) -> list["INaturalist"]:
@@ -52,7 +52,7 @@ class INaturalist(Tree):
                 taxonomy[thing.class_key] = known.get(thing.class_key) or taxon_of(thing.class_key)
             yield thing
         taxonomy = {key: taxon for key, taxon in taxonomy.items() if taxon}
-        yield About({"domain": "other", **record, "taxonomy": {**taxonomy, **record.get("taxonomy", {})}})
+        yield About({**record, "taxonomy": {**taxonomy, **record.get("taxonomy", {})}})
 
     def _categories(self) -> dict[str, dict[str, str]]:
         """Taxa by the name of their folder, from the file the user named."""

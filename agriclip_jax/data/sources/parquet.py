@@ -14,7 +14,7 @@ from agriclip_jax.data.sources.files import MAX_FILE_BYTES, children, printable
 from agriclip_jax.errors import UserError
 
 ENDING = ".parquet"
-ROWS = 64  # read at once: as many images are in memory
+ROWS = 64  # handed out at once; of the row group that they are in, Arrow holds the images in memory
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def opened_parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet ({' '.join(str(error).split())[:120]})") from error

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from agriclip_jax.data.sources import columns
 from agriclip_jax.data.sources.base import METADATA, About, Aside, Item, Known, read_metadata
-from agriclip_jax.data.sources.files import MAX_TEXT_BYTES, children, printable, read_file
+from agriclip_jax.data.sources.files import MAX_TEXT_BYTES, children, is_hidden, printable, read_file
 from agriclip_jax.data.sources.parquet import opened_parquet
 from agriclip_jax.errors import UserError
 
@@ -22,6 +22,7 @@ SEPARATORS = ("\t", ",", ";", "|")
 HUGGING_FACE = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 MOST_LINES = 20  # of one row, in quotes
+_MOST_FORMS = 1000  # sets of keys that the objects of a table may have, held at a time
 
 
 @dataclass(frozen=True)
@@ -82,23 +83,26 @@ class Table:
             yield from self._items(number, table)
 
     def _items(self, number: int, table: Path) -> Iterator[Item]:
-        names = None
+        is_ragged, chosen = table.name.lower().endswith(".jsonl"), {}
         for line, row in rows(table, self.options.get("sep")):
-            where = f"{table.name}:{line}"
+            where = printable(f"{table.name}:{line}")
             if isinstance(row, str):
                 yield Item(where, None, problem=row)
                 continue
-            if names is None:
-                names = columns.choose(list(row), self.options, str(table))
-            cell = {role: row.get(column) for role, column in names.items()}
+            if is_ragged and len(chosen) > _MOST_FORMS:
+                chosen.clear()
+            if (form := tuple(row)) not in chosen:
+                chosen[form] = columns.choose(form, self.options, str(table), must=not is_ragged)
+            names = chosen[form]
+            cell = {role: row.get(names.get(role)) for role in columns.OPTIONS}
             path, problem = _path_of(cell["image"], self.root or table.parent)
             if problem:
                 yield Item(where, None, problem=problem)
                 continue
-            label = columns.key(cell.get("label"))
-            if not label and "label" not in names and "caption" not in names:
-                label = Path(path).parent.name
-            yield Item(printable(path), [number, path], label, columns.texts(cell.get("caption")))
+            label = columns.key(cell["label"])
+            if not (label or is_ragged or names.keys() & {"label", "caption"}):
+                label = columns.key(Path(path).parent.name)
+            yield Item(printable(path), [number, path], label, columns.texts(cell["caption"]))
 
     def read(self, places: Iterable[tuple[int, str]]) -> Iterator[bytes | Exception]:
         """See `Source`."""
@@ -110,11 +114,19 @@ class Table:
 
 
 def _metadata_of(folder: Path) -> tuple[Path, ...]:
-    """The metadata files of Hugging Face's imagefolder: in the folder, else in the folders of its splits."""
-    for places in ([folder], [child for child in children(folder) if child.is_dir()]):
-        if found := [place / name for place in places for name in HUGGING_FACE if (place / name).is_file()]:
-            return tuple(found)
-    return ()
+    """The metadata files of Hugging Face's imagefolder: in the folder, else in each folder of its splits."""
+    if path := _metadata_in(folder):
+        return (path,)
+    inside = [_metadata_in(child) for child in children(folder) if child.is_dir() and not is_hidden(child.name)]
+    return tuple(inside) if inside and all(inside) else ()
+
+
+def _metadata_in(folder: Path) -> Path | None:
+    for path in (folder / name for name in HUGGING_FACE):
+        if path.is_file():
+            _, row = next(rows(path), (0, ""))
+            return path if "file_name" in row else None
+    return None
 
 
 def _path_of(cell: Any, root: Path) -> tuple[str, str]:

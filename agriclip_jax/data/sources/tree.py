@@ -57,7 +57,7 @@ class Tree:
         if about is not None:
             yield About(about)
         for path in empty:
-            yield Known(self.class_of(squeezed(path.rpartition("/")[2])))
+            yield Known(squeezed(path.rpartition("/")[2]))
         for entry in self.files.walk():
             path = entry.path.removeprefix(top)
             *folders, _ = path.split("/")
@@ -68,11 +68,7 @@ class Tree:
             elif not folders:
                 yield Item(path, entry.place, problem="lies outside the class folders")
             else:
-                yield Item(path, entry.place, self.class_of(squeezed(folders[-1]) or "_"))
-
-    def class_of(self, folder: str) -> str:
-        """The class that a folder's name stands for."""
-        return folder
+                yield Item(path, entry.place, squeezed(folders[-1]) or "_")
 
     def _form(self) -> tuple[str, dict | None, list[str]]:
         """The single folder around everything with its "/" (else empty), the metadata inside, the empty folders."""
