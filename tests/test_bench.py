@@ -45,11 +45,38 @@ def test_drawing_the_corpus_is_timed_for_one_core(tmp_path):
     assert figures["images/s per core"] > 0 and figures["classes"] == len(KINDS)
 
 
+def test_a_build_is_timed_beside_a_plain_loop(tmp_path):
+    told = bench("build", "--repeats=1", "--count=30", f"--out={tmp_path / 'build.json'}")
+    assert told.returncode == 0, told.stderr
+    figures = json.loads((tmp_path / "build.json").read_text())
+    for side in ("96 px", "1024 px"):
+        assert figures[f"{side}: photos"] == 30
+        speeds = [figures[f"{side}: {what}, images/s"] for what in ("plain loop", "build")]
+        assert figures[f"{side}: build / plain loop, by the clock"] == pytest.approx(speeds[0] / speeds[1])
+
+
+def test_the_memory_of_a_build_is_measured_for_two_sizes(tmp_path):
+    told = bench("memory", "--count=1100", f"--out={tmp_path / 'memory.json'}")
+    assert told.returncode == 0, told.stderr
+    figures = json.loads((tmp_path / "memory.json").read_text())
+    assert figures["MB for 1,000 photos"] > 20 and figures["MB for 1,100 photos"] > 20
+
+
+def test_all_planted_duplicates_are_found(tmp_path):
+    told = bench("duplicates", "--count=20000", f"--out={tmp_path / 'duplicates.json'}")
+    assert told.returncode == 0, told.stderr
+    figures = json.loads((tmp_path / "duplicates.json").read_text())
+    assert figures["planted pairs found"] == figures["pairs planted"] == figures["pairs"] == 200
+    assert figures["hashes that stay"] == 20_000 - 200
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["step", "--repeats=0"], "--repeats=0 is less than 1"),
         (["step", "--config.batchsize=3"], "did you mean 'batch_size'"),
+        (["build", "--source=nowhere"], "--source=nowhere is no folder"),
+        (["memory", "--kount=3"], "unknown argument --kount=3"),
         (
             ["step", "--out=README.md/x.json", "--repeats=1", *KEYS],
             "README.md, where x.json should be made",

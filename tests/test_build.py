@@ -79,6 +79,7 @@ def test_the_datasets_known_by_name_are_listed_at_once_and_without_jax():
     ran = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, encoding="utf-8"
     )
+    assert ran.returncode == 0 and "plant_village" in ran.stdout
     assert not re.search(r"\| +(jax|tensorflow_datasets|apache_beam)$", ran.stderr, re.MULTILINE)
 
 
@@ -209,6 +210,11 @@ def test_a_dataset_known_by_name_brings_names_domain_and_licence_and_an_own_one_
     plant(tmp_path / "own" / "beans", {"kidney/1.jpg": A, "broad/2.jpg": B})
     _, own = made(tmp_path, tmp_path / "own" / "beans")
     assert (own.datasets["beans"].domain, own.datasets["beans"].licence) == ("other", "")
+    plant(tmp_path / "half" / "beans", {"healthy/1.jpg": A, "mould/2.jpg": B})
+    _, half = made(tmp_path, tmp_path / "half" / "beans")
+    assert half.datasets["beans"].licence == ""
+    mine = {"beans": {"name": "beans", "license": "all rights reserved"}}
+    assert made(tmp_path, tmp_path / "beans", metadata=mine)[1].datasets["beans"].licence == "all rights reserved"
 
 
 @settings(deadline=None)

@@ -163,6 +163,27 @@ def test_a_held_out_set_may_have_the_name_of_a_source(tmp_path):
     assert kept(survey) == {"bean/rust/a.jpg"}
 
 
+def test_held_out_photos_need_no_class_and_one_that_cannot_be_read_is_said(tmp_path):
+    plant(tmp_path / "mine", {"rust/a.jpg": A, "rust/b.jpg": B})
+    plant(tmp_path / "flat", {"1.jpg": recoded(A), "broken.jpg": A[:-20]})
+    survey = looked_at(tmp_path / "mine", against=[tmp_path / "flat"])
+    curation.drop_contaminated(survey)
+    assert kept(survey) == {"mine/rust/b.jpg"}
+    assert "flat, held out: 1 photos cannot be read, so none is compared with" in survey.notes
+    plant(tmp_path / "bad", {"1.jpg": b"x"})
+    with pytest.raises(UserError, match="bad holds no readable photo to compare with"):
+        looked_at(tmp_path / "mine", against=[tmp_path / "bad"])
+
+
+def test_a_photo_without_words_does_not_take_the_place_of_one_with_a_label(tmp_path):
+    plant(tmp_path, {"img/a.jpg": A, "img/b.jpg": B, "tree/rust/a.jpg": A})
+    (tmp_path / "web.csv").write_text("filepath,caption\nimg/a.jpg,\nimg/b.jpg,a leaf\n", encoding="utf-8")
+    survey = looked_at(tmp_path / "web.csv", tmp_path / "tree")
+    curation.find_twins(survey)
+    curation.drop_twins(survey, EXACT)
+    assert {row[0] for row in survey.all("SELECT path FROM photo WHERE stage IS NULL")} == {"img/b.jpg", "rust/a.jpg"}
+
+
 # ---- keywords --------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +251,15 @@ def test_the_filter_reads_captions_and_where_there_are_none_class_names(tmp_path
         "pairs/img/3.jpg": "its text names 'wallpaper'",
         "tree/cars/1.jpg": "its text names nothing of the domain",
     }
+
+
+def test_the_filter_reads_any_script_and_leaves_what_nothing_is_said_of(tmp_path):
+    plant(tmp_path, {f"img/{n}.jpg": drawn(n) for n in range(3)})
+    rows = ["img/0.jpg,un épi de blé", "img/1.jpg,🌿leaf", "img/2.jpg,"]
+    (tmp_path / "web.csv").write_text("\n".join(["filepath,caption", *rows]), encoding="utf-8")
+    survey = looked_at(tmp_path / "web.csv")
+    curation.drop_off_topic(survey, Keywords(("blé", "leaf"), ("given",)))
+    assert survey.one("SELECT count(*) FROM photo WHERE stage IS NULL") == 3
 
 
 # ---- a model's view --------------------------------------------------------------------------------------------------

@@ -165,6 +165,40 @@ def test_what_the_csv_module_writes_is_read_back(tmp_path_factory, rows):
     assert read == rows
 
 
+def test_the_objects_of_json_lines_may_have_different_keys(tmp_path):
+    plant(tmp_path, PHOTOS)
+    lines = [
+        {"file": "img/0.jpg"},
+        {"image": "img/1.jpg", "text": "a leaf"},
+        {"text": "no image"},
+        {"image": "img/2.jpg", "label": 3},
+        {"image": "img/3.jpg", "text": "half an emoji \ud83c"},
+    ]
+    found = look(write(tmp_path / "web.jsonl", "\n".join(map(json.dumps, lines))))
+    assert {e.source: (e.class_key, given_texts(e)) for e in found.examples()} == {
+        "web/img/1.jpg": ("", ("a leaf",)),
+        "web/img/2.jpg": ("3", ()),
+        "web/img/3.jpg": ("", ("half an emoji \N{REPLACEMENT CHARACTER}",)),
+    }
+    assert dict(found.problems) == {"web/web.jsonl:3": "names no image"}
+
+
+def test_an_image_in_several_rows_has_all_their_captions(tmp_path):
+    plant(tmp_path, PHOTOS)
+    rows = ["img/0.jpg,one", "img/1.jpg,other", "img/0.jpg,two", "img/0.jpg,three"]
+    found = look(write(tmp_path / "coco.csv", "\n".join(["filepath,caption", *rows])))
+    assert {given_texts(e) for e in found.examples()} == {("one", "two", "three"), ("other",)}
+
+
+def test_metadata_of_one_class_folder_does_not_make_a_tree_a_table(tmp_path):
+    plant(tmp_path / "bean", TREE)
+    write(tmp_path / "bean" / "rust" / "metadata.csv", "file_name,text\n1.jpg,a leaf\n")
+    write(tmp_path / "pea" / "metadata.csv", "camera,day\nx,1\n")
+    plant(tmp_path / "pea", TREE)
+    for name in ("bean", "pea"):
+        assert list(look(tmp_path / name).datasets[name].classes) == ["Blight", "healthy", "rust"]
+
+
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
 
 
@@ -279,11 +313,11 @@ def test_notes_beside_photos_do_not_make_a_class_tree_a_set_of_samples(tmp_path)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.sampled_from([".json", ".txt", ".cls"]))
 def test_no_text_breaks_a_sample(tmp_path, noise, ending):
-    path = pack_tar(tmp_path / "web.tar", {"0.jpg": photo(), f"0{ending}": noise, "0.txt": b"a leaf"}, "w")
+    path = pack_tar(tmp_path / "web.tar", {"0.jpg": photo(), f"0{ending}": noise, "1.jpg": photo()}, "w")
     items = list(KINDS["webdataset"].open([path], {})[0].items())
-    assert len(items) == 1 and all(
-        text.isprintable() or text >= "\x7f" for text in items[0].captions if text == "a leaf"
-    )
+    assert [item.path for item in items] == ["0.jpg", "1.jpg"]
+    for text in (*items[0].captions, items[0].class_key):
+        text.encode("utf-8")
 
 
 # ---- TFDS ------------------------------------------------------------------------------------------------------------
@@ -331,11 +365,20 @@ def test_a_tfds_name_is_prepared_when_it_is_not_there(prepared, tmp_path):
         look(f"tfds:no_such_set?data_dir={tmp_path}")
 
 
-def test_an_alive_folder_is_a_tfds_folder(tmp_path):
-    found = look(plant(tmp_path / "bean", TREE))
-    records.write(tmp_path / "alive", found.splits(), name="alive", description="x", datasets=found.datasets)
-    again = look(tmp_path / "alive")
-    assert sorted(e.image for e in again.examples()) == sorted(TREE.values())
+def test_an_alive_folder_is_a_source_of_its_datasets_again(tmp_path):
+    plant(tmp_path, PHOTOS)
+    write(tmp_path / "web.csv", "filepath,caption\nimg/0.jpg,a leaf in the sun\n")
+    record = json.dumps({"name": "pea", "domain": "crop", "classes": {"rust": "pea leaf with rust"}, "license": "CC0"})
+    plant(tmp_path / "pea", TREE | {"dataset.json": record.encode()})
+    first = survey(find([str(tmp_path / "web.csv"), str(tmp_path / "pea")]))
+    records.write(tmp_path / "alive", first.splits(), name="alive", description="x", datasets=first.datasets)
+    again = survey(find([str(tmp_path / "alive")]))
+    assert again.datasets == first.datasets and again.counts == first.counts
+    assert {e.source: (e.image, e.captions) for e in again.examples()} == {
+        e.source: (e.image, e.captions) for e in first.examples()
+    }
+    assert {text for e in again.examples() for text in given_texts(e)} == {"a leaf in the sun"}
+    assert len(list(look(f"tfds:{tmp_path / 'alive'}").examples())) == 10  # and a TFDS dataset like others
 
 
 def test_a_damaged_tfds_folder_is_one_line(prepared, tmp_path):
@@ -364,6 +407,21 @@ def test_an_inaturalist_tree_tells_its_taxonomy(tmp_path, packed):
     assert record.taxonomy[CARP]["family"] == "Cyprinidae" and found.notes == []
     texts = dict(next(zip(e.captions, e.caption_kinds, strict=True) for e in found.examples() if e.class_key == CARP))
     assert texts["a photo of Animalia Chordata Actinopterygii Cypriniformes Cyprinidae Cyprinus carpio."] == "taxonomy"
+
+
+def test_a_photo_named_like_a_taxon_does_not_make_a_tree_inaturalists(tmp_path):
+    plant(tmp_path / "bean", {"rust/2023_06_12_field_plot_3_cam_7.jpg": photo(), "healthy/1.jpg": photo(1)})
+    record = json.dumps([{"name": "bean", "license": "CC0", "domain": "crop"}])
+    write(tmp_path / "dataset.json", record)
+    assert look(tmp_path / "bean").datasets["bean"].licence == "CC0"
+
+
+def test_what_the_user_says_of_a_source_adds_to_what_it_says_itself(tmp_path):
+    plant(tmp_path / "inat", {f"{CARP}/1.jpg": photo()})
+    record = look(tmp_path / "inat", metadata={"inat": {"name": "inat", "license": "CC0"}}).datasets["inat"]
+    assert record.licence == "CC0" and record.taxonomy[CARP]["genus"] == "Cyprinus"
+    write(tmp_path / "dataset.json", json.dumps({"name": "inat", "domain": "fish"}))
+    assert look(tmp_path / "inat").datasets["inat"].domain == "fish"
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
@@ -396,9 +454,16 @@ def test_taxonomy_from_a_metadata_record_serves_any_tree(tmp_path):
 @given(st.dictionaries(st.sampled_from([*taxonomy.RANKS, "common_name", "supercategory"]), st.text(max_size=20)))
 def test_any_part_of_a_lineage_makes_captions_without_gaps_or_repeats(taxon):
     texts = taxonomy.captions(taxon)
-    assert len(texts) == len(set(texts))
-    if any(taxon.get(rank, "").strip() for rank in taxonomy.RANKS):
+    assert len(texts) == len(set(texts)) and all(texts)
+    if any(taxon.get(rank, "") for rank in taxonomy.RANKS):
         assert texts
+
+
+@pytest.mark.parametrize("known", [{"genus": "Cyprinus"}, {"family": "Cyprinidae"}, taxon_of(CARP), {"order": "Aves"}])
+def test_no_caption_of_a_lineage_says_a_name_twice(known):
+    for text in taxonomy.captions({**known, "supercategory": known.get("kingdom", "")}):
+        words = text.rstrip(".").split()
+        assert len(words) == len(set(words)) or words.count("a") > 1
 
 
 # ---- what a user types -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -421,6 +422,20 @@ def test_a_link_in_a_zip_is_listed_and_skipped(tmp_path):
     found = look(path)
     assert len(list(found.examples())) == len(TREE)
     assert found.problems == [Problem("bean/rust/link.jpg", "is a link or no plain file; pack the photo itself")]
+
+
+def test_a_link_in_a_zip_whose_target_is_a_bomb_is_read_no_further_than_a_path(tmp_path):
+    path = pack_zip(tmp_path / "bean.zip", TREE)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        link = zipfile.ZipInfo("rust/link.jpg")
+        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        link.compress_type = zipfile.ZIP_DEFLATED
+        archive.writestr(link, b"a" * (64 << 20))
+    tracemalloc.start()
+    found = look(path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(list(found.examples())) == len(TREE) and most < 16 << 20
 
 
 def test_what_is_no_file_is_listed_and_never_waited_for(tmp_path):

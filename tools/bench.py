@@ -193,6 +193,8 @@ def bench_build(options: argparse.Namespace, rest: list[str]) -> dict[str, float
     from agriclip_jax.data.records import cores
 
     no_more(rest)
+    if options.source and not Path(options.source).is_dir():
+        raise UserError(f"--source={options.source} is no folder; give one with a folder for each class")
     figures: dict[str, float | str] = {"cores": float(cores())}
     with tempfile.TemporaryDirectory() as scratch:
         folders = {"given": Path(options.source)} if options.source else {}
@@ -250,8 +252,10 @@ def plain_loop(folder) -> int:
     """Opens and decodes every photo of a tree; gives their number."""
     from PIL import Image
 
+    from agriclip_jax.data.sources.files import is_photo
+
     count = 0
-    for path in sorted(path for kind in sorted(folder.iterdir()) if kind.is_dir() for path in kind.iterdir()):
+    for path in sorted(path for path in folder.rglob("*") if is_photo(path.name)):
         with path.open("rb") as file:
             Image.open(file).convert("RGB")
         count += 1
@@ -291,7 +295,45 @@ def bench_memory(options: argparse.Namespace, rest: list[str]) -> dict[str, floa
     return figures
 
 
+def bench_duplicates(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
+    """Seconds to find all near pairs among a million hashes, one in a hundred of which has a near copy planted."""
+    import resource
+
+    import numpy as np
+
+    from agriclip_jax.data import curation, duplicates
+
+    no_more(rest)
+    count = options.count or 1_000_000
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, (count, 4), np.uint64)
+    copies = rng.permutation(count)[: 2 * (count // 100)].reshape(2, -1)
+    flipped = np.argsort(rng.random((copies.shape[1], 256)), axis=1)[:, : duplicates.NEAR]
+    bits = np.zeros((copies.shape[1], 256), np.uint8)
+    np.put_along_axis(bits, flipped, 1, axis=1)
+    hashes[copies[1]] = hashes[copies[0]] ^ np.packbits(bits, axis=1).view(np.uint64)
+    began, used = time.perf_counter(), time.process_time()
+    pairs = duplicates.near_pairs(hashes)
+    searched = time.perf_counter() - began, time.process_time() - used
+    planted = set(map(tuple, np.sort(copies.T).tolist()))
+    found = len(planted & set(map(tuple, pairs.tolist())))
+    deciding = time.perf_counter()
+    stays = curation.keepers(hashes)
+    return {
+        "hashes": float(count),
+        "pairs planted": float(len(planted)),
+        "planted pairs found": float(found),
+        "pairs": float(len(pairs)),
+        "seconds of the search": searched[0],
+        "seconds of the search, of the cores": searched[1],
+        "seconds to decide who stays": time.perf_counter() - deciding,
+        "hashes that stay": float((stays == np.arange(count)).sum()),
+        "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+    }
+
+
 BENCHES = {
+    "duplicates": bench_duplicates,
     "step": bench_step,
     "input": bench_input,
     "corpus": bench_corpus,

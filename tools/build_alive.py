@@ -8,8 +8,8 @@
 
 A source is KIND:LOCATION?key=value&key=value; the kind is guessed where it can be: folder, zip, tar (a folder for each
 class), csv, tsv, huggingface (metadata.csv, .jsonl, .parquet), parquet (with the images), webdataset, img2dataset,
-tfds (a name or a folder), inaturalist. Archives are read in place. Names, domain and licence come from --meta, from a
-dataset.json in or beside a source, or from the datasets known by name (--list).
+tfds (a name or a folder), inaturalist, alive (a finished folder). Archives are read in place. Names, domain and licence
+come from --meta, from a dataset.json in or beside a source, or from the datasets known by name (--list).
 """
 
 import argparse
@@ -147,7 +147,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def judge(arguments: argparse.Namespace):
     """The trained model, where something asks it."""
-    if not arguments.ckpt:
+    if not arguments.ckpt or (arguments.min_agreement, arguments.max_deviation, arguments.describer) == (None,) * 3:
         return None
     from agriclip_jax import inference
 
@@ -238,7 +238,7 @@ def report(built, plan) -> None:
         classes = sum(bool(key) for record in datasets.values() for key in record.classes)
         say(
             f"note: {len(unknown)} of {classes} classes have no fact to make knowledge captions of; say what they look "
-            f"like with --facts=FILE.yaml: {'; '.join(unknown)}"
+            f"like with --facts=FILE.yaml: {'; '.join(unknown[:300])}{'; ...' * (len(unknown) > 300)}"
         )
     for line in built.endpoints:
         say(f"note: {line}")

@@ -3,6 +3,7 @@
 import csv
 import datetime
 import itertools
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from agriclip_jax.data import captions, card, curation, describing, distribute, 
 from agriclip_jax.data.curation import Judge, Keywords, Stage, Twin
 from agriclip_jax.data.endpoint import Endpoint
 from agriclip_jax.data.knowledge import Knowledge
-from agriclip_jax.data.sources import Source
+from agriclip_jax.data.sources import KINDS, Source
 from agriclip_jax.data.survey import UNREADABLE, WORDLESS, Survey
 from agriclip_jax.data.tokenizers import counter
 from agriclip_jax.data.views import eval_view
@@ -132,7 +133,7 @@ def build(
     for source in plan.against:
         survey.add(source, metadata=plan.metadata, ratios=plan.ratios, ours=False)
     built = Built(survey, [], {})
-    pairs = _curate(built, plan, progress)
+    pairs = _curate(built, plan, Path(os.path.realpath(out)), progress)
     if plan.rewriter:
         _rewrite(built, plan)
     built.funnel = curation.funnel(survey, plan.stages)
@@ -168,13 +169,13 @@ def build(
     return built
 
 
-def _curate(built: Built, plan: Plan, progress: Progress) -> list[card.Pair]:
+def _curate(built: Built, plan: Plan, out: Path, progress: Progress) -> list[card.Pair]:
     """Every stage of the funnel; gives the pairs that the card shows."""
     survey = built.survey
     if plan.keywords:
         curation.drop_off_topic(survey, plan.keywords)
     if plan.beam:
-        distribute.check(survey, plan.beam, progress("checking"))
+        distribute.check(survey, plan.beam, out.parent, progress("checking"))
     else:
         survey.check(progress("checking"))
     if not plan.describer:
@@ -285,13 +286,14 @@ def _pairs(survey: Survey, shown: list[tuple[str, Twin]]) -> list[card.Pair]:
 def _record(built: Built, plan: Plan) -> dict[str, Any]:
     """What the card tells of the build."""
     survey = built.survey
+    kinds = {kind: name for name, kind in reversed(KINDS.items())}
     dropped = itertools.chain.from_iterable(survey.dropped(stage) for stage in curation.STAGES)
     return {
         "command": plan.command,
         "version": plan.version,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "sources": [
-            {"slug": part.slug, "kind": type(part.source).__name__.lower(), "origin": part.source.origin.name}
+            {"slug": part.slug, "kind": kinds[type(part.source)], "origin": part.source.origin.name}
             for part in survey.parts
             if part.ours
         ],

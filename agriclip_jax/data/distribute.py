@@ -19,7 +19,7 @@ from agriclip_jax.data.sources.base import Source
 from agriclip_jax.data.survey import Chunk, Finding, Survey, examine
 from agriclip_jax.errors import RunFailure, UserError
 
-_ROWS = 256  # photos that a worker takes at once
+_ROWS = 1024  # photos that a worker takes at once: a source is opened for each such piece
 
 
 def options(runner: str, more: Sequence[str]) -> Any:
@@ -46,8 +46,14 @@ def options(runner: str, more: Sequence[str]) -> Any:
     return found
 
 
-def check(survey: Survey, beam_options: Any, progress: Callable[[int, int], None] | None = None) -> None:
-    """`Survey.check` on Beam.
+def check(survey: Survey, beam_options: Any, place: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """`Survey.check` on Beam. The list of what is to be read is held in memory here, some 200 bytes a photo.
+
+    Args:
+      survey: that lists the photos.
+      beam_options: from `options`.
+      place: a folder that workers write to; what they find goes through a temporary one in it.
+      progress: called with (photos done, photos in all) in the end.
 
     Raises:
       RunFailure: the pipeline failed.
@@ -56,7 +62,8 @@ def check(survey: Survey, beam_options: Any, progress: Callable[[int, int], None
 
     work = list(survey.unread(_ROWS))
     total = sum(len(rows) for _, rows in work)
-    with tempfile.TemporaryDirectory() as folder, _beam_errors():
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".found-", dir=place) as folder, _beam_errors():
         with beam.Pipeline(options=beam_options) as pipeline:
             # Beam would check the annotated type, which a protocol with attributes does not allow.
             found = pipeline | beam.Create(work) | beam.Reshuffle() | beam.FlatMap(_examine).with_input_types(Any)
@@ -64,6 +71,9 @@ def check(survey: Survey, beam_options: Any, progress: Callable[[int, int], None
         for path in sorted(Path(folder).glob("found*.jsonl")):
             with path.open(encoding="utf-8") as file:
                 survey.record(_finding(line) for line in file)
+    if missing := sum(len(rows) for _, rows in survey.unread(_ROWS)):
+        raise RunFailure(f"Beam's workers gave nothing back of {missing} photos; do they see {place} under that path?")
+    survey.checked()
     if progress:
         progress(total, total)
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from agriclip_jax.data.sources.alive import AliveFolder
 from agriclip_jax.data.sources.base import METADATA, About, Aside, Item, Known, Source, read_metadata
 from agriclip_jax.data.sources.files import ARCHIVES, Folder, children, is_photo
 from agriclip_jax.data.sources.inaturalist import INaturalist
@@ -25,6 +26,7 @@ __all__ = ["KINDS", "About", "Aside", "Item", "Known", "Source", "find", "read_m
 
 # The first that takes a path for its own gets it, where no kind is told; one class may have several names.
 KINDS = {
+    "alive": AliveFolder,
     "tfds": TFDS,
     "table": Table,
     "csv": Table,
