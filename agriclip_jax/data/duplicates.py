@@ -16,22 +16,23 @@ from scipy.sparse.csgraph import connected_components
 
 from agriclip_jax.errors import UserError
 
-SIDE = 64  # pixels of the small picture; a photo decoded to a short side of this has the same hash but for a few bits
-NEAR = (
-    35  # bits of the 256: copies are nearer, but for strong crops; what is farther is more and more often a lookalike
-)
-MAX_PAIRS = 1 << 27  # 2 GiB of them
+SIDE = 128  # pixels: a photo decoded to this short side has the same hash but for a few bits
+NEAR = 35  # bits: as near are copies, with a border or slightly cropped too; beyond, photos that only look alike begin
+MAX_PAIRS = 1 << 25  # half a GiB, and 3 GiB while they are put together
 
+_SMALL = 64  # side of the small picture
 _BLOCK = 1 << 15  # hashes compared at a time: they stay in the processor's cache
 _BATCH = 1 << 20  # candidates looked at together
 
+_Rows = tuple[np.ndarray, np.ndarray]  # the rows i and the rows j of pairs
+
 
 def _basis() -> np.ndarray:
-    """Cosines of 1 to 16 half waves under a Hann window, blind to brightness: float64 [16, SIDE].
+    """Cosines of 1 to 16 half waves under a Hann window, blind to brightness: float64 [16, _SMALL].
 
     They are whole numbers, so sums of their products are exact and a hash is the same on every machine.
     """
-    x = (np.arange(SIDE) + 0.5) / SIDE
+    x = (np.arange(_SMALL) + 0.5) / _SMALL
     window = np.sin(np.pi * x) ** 2
     waves = np.cos(np.pi * np.outer(np.arange(1, 17), x))
     waves -= (waves @ window / window.sum())[:, None]
@@ -48,7 +49,7 @@ def perceptual_hash(image: Image.Image) -> np.ndarray:
     Where most frequencies are weaker than noise of one grey level, as in blank pictures and smooth gradients, their
     signs say nothing. The hash is then a digest of the small picture: the same for the same, far from all others.
     """
-    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    grey = np.asarray(image.convert("L").resize((_SMALL, _SMALL), Image.Resampling.BICUBIC))
     waves = _BASIS @ grey @ _BASIS.T
     if np.median(np.abs(waves)) < _FAINT:
         packed = np.frombuffer(hashlib.sha256(grey.tobytes()).digest(), np.uint8)
@@ -72,17 +73,20 @@ def near_pairs(hashes: np.ndarray, others: np.ndarray | None = None, *, distance
     Raises:
       UserError: there are more than `MAX_PAIRS` pairs.
     """
+    first = _first_equal(hashes)
+    distinct, rest = _split(first)
     if others is None:
-        first = _first_equal(hashes)
-        distinct, rest = _split(first)
-        near = _collect(_search(hashes[distinct], distance))
-        return _sorted(np.concatenate([distinct[near], np.stack([first[rest], rest], axis=1)]))
-    first, first_other = _first_equal(hashes), _first_equal(others)
-    (distinct, rest), (distinct_other, rest_other) = _split(first), _split(first_other)
-    size = len(distinct)
-    found = _search(np.concatenate([hashes[distinct], others[distinct_other]]), distance)
-    near = _collect(pairs[(pairs[:, 0] < size) & (pairs[:, 1] >= size)] for pairs in found)
-    near = np.stack([distinct[near[:, 0]], distinct_other[near[:, 1] - size]], axis=1)
+        near = _collect((distinct[i], distinct[j]) for i, j in _search(hashes[distinct], distance))
+        return _sorted(np.concatenate([near, np.stack([first[rest], rest], axis=1)]))
+    first_other = _first_equal(others)
+    distinct_other, rest_other = _split(first_other)
+
+    def across(i: np.ndarray, j: np.ndarray) -> _Rows:
+        kept = (i < len(distinct)) & (j >= len(distinct))
+        return distinct[i[kept]], distinct_other[j[kept] - len(distinct)]
+
+    both = np.concatenate([hashes[distinct], others[distinct_other]])
+    near = _collect(across(i, j) for i, j in _search(both, distance))
     more, more_other = _nearest(rest, first, near), _nearest(rest_other, first_other, near[:, ::-1])
     return _sorted(np.concatenate([near, more, more_other[:, ::-1]]))
 
@@ -90,10 +94,9 @@ def near_pairs(hashes: np.ndarray, others: np.ndarray | None = None, *, distance
 def groups(count: int, pairs: np.ndarray) -> np.ndarray:
     """For each of `count` rows the smallest one that pairs link it to, by way of others too: int64 [count]."""
     links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    _, smallest, group = np.unique(
-        connected_components(links, directed=False)[1], return_index=True, return_inverse=True
-    )
-    return smallest[group].astype(np.int64)
+    component = connected_components(links, directed=False)[1]
+    _, smallest = np.unique(component, return_index=True)
+    return smallest[component].astype(np.int64)
 
 
 # ---- rows with equal hashes ------------------------------------------------------------------------------------------
@@ -124,103 +127,94 @@ def _nearest(rest: np.ndarray, first: np.ndarray, near: np.ndarray) -> np.ndarra
     return pairs[pairs[:, 1] < none]
 
 
-def _sorted(pairs: np.ndarray) -> np.ndarray:
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-
-
-def _collect(blocks: Iterable[np.ndarray]) -> np.ndarray:
+def _collect(blocks: Iterable[_Rows]) -> np.ndarray:
+    """All pairs together: int64 [p, 2]."""
     kept, count = [np.empty((0, 2), np.int64)], 0
-    for block in blocks:
-        kept.append(block)
-        count += len(block)
+    for i, j in blocks:
+        kept.append(np.stack([i, j], axis=1))
+        count += len(i)
         if count > MAX_PAIRS:
-            raise UserError(f"more than {MAX_PAIRS:,} pairs of photos are near; ask for a smaller distance")
+            raise UserError(f"more than {MAX_PAIRS:,} pairs of photos are near; leave out most frames of long films")
     return np.concatenate(kept)
+
+
+def _sorted(pairs: np.ndarray) -> np.ndarray:
+    ordered = pairs[:, 0] << 32 | pairs[:, 1]
+    ordered.sort()
+    return np.stack([ordered >> 32, ordered & 0xFFFFFFFF], axis=1)
 
 
 # ---- the search ------------------------------------------------------------------------------------------------------
 
 
-def _search(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
-    """Yields the pairs i < j of rows within `distance`, each once: int64 [p, 2].
+def _search(hashes: np.ndarray, distance: int) -> Iterator[_Rows]:
+    """Yields the pairs of rows i < j within `distance`, each once.
 
     The bits are dealt into so few bands that two near hashes differ in at most one bit of some band. So for each bit of
-    each band, rows that agree in the band's other bits are compared.
+    each band, rows that agree in the other bits of the band are compared.
     """
-    bands = _bands(64 * hashes.shape[1], distance)
-    for number, band in enumerate(bands):
-        bits = [_mask([bit], len(band)) for bit in np.flatnonzero(_bits(band))]
-        for left_out in bits:
-            for i, j in _batches(_candidates(hashes, band & ~left_out, distance)):
-                apart = hashes[i] ^ hashes[j]
-                within = apart & band
-                # A pair may agree in several ways. It counts in the first of them.
-                new = (within == left_out).all(axis=1)
-                if left_out is bits[0]:
-                    new |= ~within.any(axis=1)
-                for earlier in bands[:number]:
-                    new &= _count(apart & earlier) > 1
-                new &= _count(apart) <= distance
-                yield np.sort(np.stack([i[new], j[new]], axis=1), axis=1)
+    words = np.ascontiguousarray(hashes.T)
+    earlier = []
+    for band, width in _bands(words, distance):
+        for place in range(width):
+            left_out = 1 << place
+            for i, j in _batches(_candidates(words, band & (2**width - 1 - left_out), distance)):
+                # Rows may agree in several ways. They are a pair in the first of these.
+                apart = band[i] ^ band[j]
+                new = apart <= 1 if place == 0 else apart == left_out
+                i, j = i[new], j[new]
+                for other in earlier:
+                    new = np.bitwise_count(other[i] ^ other[j]) > 1
+                    i, j = i[new], j[new]
+                near = np.bitwise_count(words[:, i] ^ words[:, j]).sum(axis=0, dtype=np.int64) <= distance
+                yield i[near], j[near]
+        earlier.append(band)
 
 
-def _bands(bits: int, distance: int) -> np.ndarray:
-    """Masks of `distance // 2 + 1` bands, of which each bit is in one: uint64 [bands, k].
+def _bands(words: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Deals the bits into more than `distance / 2` bands: the bits of each, unsigned [n], and how many they are.
 
-    Steps of 101 bits bring bits into a band that are far apart in frequency, so hardly more rows agree in them than
+    Steps of 101 bits bring bits into a band that are far apart in frequency, so hardly more photos agree in them than
     would by chance.
     """
-    dealt = np.array_split(101 * np.arange(bits) % bits, distance // 2 + 1)
-    return np.stack([_mask(band, bits // 64) for band in dealt])
+    bits = 64 * len(words)
+    for dealt in np.array_split(101 * np.arange(bits) % bits, max(distance // 2 + 1, len(words))):
+        band = np.zeros(words.shape[1], np.min_scalar_type(2 ** len(dealt) - 1))
+        for place, bit in enumerate(dealt.tolist()):
+            band |= ((words[bit // 64] >> bit % 64 & 1) << place).astype(band.dtype)
+        yield band, len(dealt)
 
 
-def _mask(bits: np.ndarray | list[int], words: int) -> np.ndarray:
-    """The uint64 [words] in which these bits are set."""
-    mask = np.zeros(64 * words, bool)
-    mask[bits] = True
-    return np.packbits(mask, bitorder="little").view("<u8").astype(np.uint64)
+def _candidates(words: np.ndarray, key: np.ndarray, distance: int) -> Iterator[_Rows]:
+    """Yields pairs of rows i < j, among them all those within `distance` whose keys are equal.
 
-
-def _bits(mask: np.ndarray) -> np.ndarray:
-    return np.unpackbits(mask.astype("<u8").view(np.uint8), bitorder="little")
-
-
-def _count(hashes: np.ndarray) -> np.ndarray:
-    """The bits that are set: int64, one axis less."""
-    return np.bitwise_count(hashes).sum(axis=-1, dtype=np.int64)
-
-
-Rows = tuple[np.ndarray, np.ndarray]
-
-
-def _candidates(hashes: np.ndarray, mask: np.ndarray, distance: int) -> Iterator[Rows]:
-    """Yields pairs of rows, among them all those within `distance` that agree in the bits of the mask.
-
-    Rows are sorted into buckets by 16 bits made of these. Buckets of one size are laid out position by position, so one
+    Rows are sorted into buckets by 16 bits of their keys. Buckets of one size are laid out position by position, so one
     shift compares two positions of all of them, in memory that lies together and is never more than a few times theirs.
     """
-    key = np.zeros(len(hashes), np.uint64)
-    for word, bits in enumerate(mask):
-        key += (hashes[:, word] & bits) * np.uint64((2 * word + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    key = (key >> np.uint64(48)).astype(np.uint16)
+    key = (key.astype(np.uint64) * 0x9E3779B97F4A7C15 >> 48).astype(np.uint16)  # Fibonacci hashing
     order = np.argsort(key, kind="stable")
     starts = np.flatnonzero(np.diff(key[order], prepend=~key[order[:1]]))
     sizes = np.diff(starts, append=len(order))
-    for size in np.unique(sizes[sizes > 1]):
-        buckets = starts[sizes == size]
+    starts, sizes = starts[sizes > 1], sizes[sizes > 1]
+    grain = 1 << np.maximum(np.frexp(sizes)[1] - 4, 0)
+    rounded = -(-sizes // grain) * grain  # to 4 bits, so that many are equal; what is past the end of a bucket is idle
+    for size in np.unique(rounded):
+        alike = np.flatnonzero(rounded == size)
         step = max(1, _BLOCK // size)
-        for begin in range(0, len(buckets), step):
-            rows = order[buckets[begin : begin + step] + np.arange(size)[:, None]]
-            width, rows = rows.shape[1], rows.ravel()
-            words = [hashes[rows, word] for word in range(min(2, len(mask)))]  # chance brings next to none near in two
-            for shift in range(width, len(rows), width):
-                apart = sum(np.bitwise_count(word[shift:] ^ word[:-shift]) for word in words)
+        for begin in range(0, len(alike), step):
+            buckets = alike[begin : begin + step]
+            count = len(buckets)
+            rows = order.take(starts[buckets] + np.arange(size)[:, None], mode="clip").ravel()
+            some = words[:2, rows]  # enough to tell: chance brings next to none as near in two words
+            for shift in range(count, len(rows), count):
+                apart = sum(np.bitwise_count(word[shift:] ^ word[:-shift]) for word in some)
                 near = (apart <= distance).nonzero()[0]
+                near = near[(near + shift) // count < sizes[buckets[near % count]]]
                 if len(near):
                     yield rows[near], rows[near + shift]
 
 
-def _batches(pairs: Iterable[Rows]) -> Iterator[Rows]:
+def _batches(pairs: Iterable[_Rows]) -> Iterator[_Rows]:
     """The same pairs, more at a time."""
     kept, count = [], 0
     for rows in pairs:
