@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from agriclip_jax.data import corpus, duplicates
-from agriclip_jax.data.duplicates import NEAR, SIDE, groups, near_pairs, perceptual_hash
+from agriclip_jax.data.duplicates import NEAR, SIDE, near_pairs, perceptual_hash
 from agriclip_jax.data.views import decode
 from agriclip_jax.errors import UserError
 
@@ -20,6 +22,12 @@ from agriclip_jax.errors import UserError
 def apart(hashes, others):
     """All distances: int64 [n, m]."""
     return np.bitwise_count(hashes[:, None] ^ others[None]).sum(axis=-1, dtype=np.int64)
+
+
+def groups(count, pairs):
+    """For each of `count` rows the number of those that pairs link it to, by way of others too."""
+    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    return connected_components(links, directed=False)[1]
 
 
 def random_hashes(rng, count, words=4):
@@ -124,13 +132,6 @@ def test_more_pairs_than_memory_should_hold_are_one_line(monkeypatch):
     with pytest.raises(UserError, match="more than 100 pairs of photos are near") as error:
         near_pairs(hashes)
     assert "\n" not in str(error.value)
-
-
-def test_groups_are_named_by_their_smallest_row():
-    pairs = np.array([[1, 5], [3, 4], [0, 3], [4, 6]])
-    assert groups(8, pairs).tolist() == [0, 1, 2, 0, 0, 1, 0, 7]
-    assert groups(3, np.empty((0, 2), np.int64)).tolist() == [0, 1, 2]
-    assert groups(0, np.empty((0, 2), np.int64)).tolist() == []
 
 
 # ---- the hash --------------------------------------------------------------------------------------------------------

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from agriclip_jax.errors import UserError
 
@@ -89,14 +87,6 @@ def near_pairs(hashes: np.ndarray, others: np.ndarray | None = None, *, distance
     near = _collect(across(i, j) for i, j in _search(both, distance))
     more, more_other = _nearest(rest, first, near), _nearest(rest_other, first_other, near[:, ::-1])
     return _sorted(np.concatenate([near, more, more_other[:, ::-1]]))
-
-
-def groups(count: int, pairs: np.ndarray) -> np.ndarray:
-    """For each of `count` rows the smallest one that pairs link it to, by way of others too: int64 [count]."""
-    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    component = connected_components(links, directed=False)[1]
-    _, smallest = np.unique(component, return_index=True)
-    return smallest[component].astype(np.int64)
 
 
 # ---- rows with equal hashes ------------------------------------------------------------------------------------------
