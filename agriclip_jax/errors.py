@@ -1,5 +1,7 @@
 """The one kind of error a user is meant to read."""
 
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -26,6 +28,11 @@ def near_misses(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
+def one_line(text: str) -> str:
+    """A text that may hold names from anywhere, without what would break its line or command a terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", "\N{REPLACEMENT CHARACTER}", text)
+
+
 def exit_on_user_error(main: Callable[[], int | None]) -> None:
     """Runs a command; a `UserError` ends it with its one line on stderr and its status.
 
@@ -37,8 +44,11 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
     try:
         status = main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         status = error.status
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         status = 1

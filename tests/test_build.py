@@ -99,6 +99,24 @@ def test_what_the_arguments_alone_show_to_be_wrong_is_one_line(tmp_path, argumen
     assert told in refused(build(*arguments))
 
 
+def test_names_command_no_terminal_and_break_no_line(tmp_path):
+    evil = "\x1b[2J\x1b]0;owned\x07[red]a\u2028b"
+    plant(tmp_path / evil, {f"{evil}/1.jpg": A, f"{evil}/2.jpg": b"broken"})
+    built = build(f"--source={tmp_path / evil}", f"--out={tmp_path / 'alive'}", "--split=train:100")
+    told = build(f"--source={tmp_path / evil / 'none'}", f"--out={tmp_path / 'x'}")
+    inspected = build(f"--inspect={tmp_path / 'alive'}")
+    assert built.returncode == inspected.returncode == 0 and "[red]a" in built.stdout
+    assert told.returncode == 2 and len(told.stderr.splitlines()) == 1
+    for shown in (built.stdout, built.stderr.split("note:", 1)[1], told.stderr, inspected.stdout):
+        assert not set(shown) & {"\x1b", "\x07", "\u2028"}
+
+
+def test_whoever_reads_the_output_may_stop(tmp_path):
+    command = f"{sys.executable} {TOOL[1]} --list | head -1"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, encoding="utf-8")
+    assert ran.stderr == "" and ran.stdout.count("\n") == 1
+
+
 def test_an_against_that_is_not_there_is_called_by_its_flag(tmp_path):
     mine = plant(tmp_path / "mine", TREE)
     line = refused(build(f"--source={mine}", f"--out={tmp_path / 'out'}", f"--against={tmp_path / 'tst'}"))

@@ -139,6 +139,11 @@ def test_latin_1_is_read_and_so_are_names_in_any_script(tmp_path):
     assert {given_texts(e) for e in look(tmp_path / "pairs.csv").examples()} == {("さび病の葉",), ("café leaf",)}
 
 
+def test_a_first_line_without_end_is_one_line_of_error(tmp_path):
+    with pytest.raises(UserError, match=r"t\.csv has a first line that names no columns"):
+        look(write(tmp_path / "t.csv", "a" * 200_000 + ",b\n1,2\n"))
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300), st.sampled_from(["pairs.csv", "pairs.tsv", "pairs.jsonl"]))
 def test_no_bytes_break_a_table(tmp_path, noise, name):
@@ -248,6 +253,13 @@ def test_parquet_of_plain_bytes_with_captions_and_a_row_without_image(tmp_path):
     found = look(parquet(tmp_path / "web.parquet", rows))
     assert {e.image: given_texts(e) for e in found.examples()} == {photo(n): (WORDS[n],) for n in (1, 2)}
     assert found.problems == [Problem("web/web.parquet:0", "holds no image")]
+
+
+def test_texts_of_a_parquet_file_that_are_none_are_one_line(tmp_path):
+    bad = pa.array([b"a \xff leaf"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"jpg": [photo()], "caption": bad}), tmp_path / "web.parquet")
+    with pytest.raises(UserError, match=r"web\.parquet cannot be read as Parquet"):
+        look(tmp_path / "web.parquet")
 
 
 def test_a_damaged_parquet_file_is_one_line(tmp_path):

@@ -17,7 +17,7 @@ import os
 import shlex
 import sys
 
-from agriclip_jax.errors import UserError, exit_on_user_error, near_misses
+from agriclip_jax.errors import UserError, exit_on_user_error, near_misses, one_line
 
 DUPLICATES = ("keep", "exact", "near")
 
@@ -71,7 +71,7 @@ def main() -> None:
     elif arguments.inspect:
         from agriclip_jax.data import card
 
-        print(card.summary(arguments.inspect))
+        print("\n".join(map(one_line, card.summary(arguments.inspect).splitlines())))
     else:
         build(arguments, rest)
 
@@ -171,6 +171,8 @@ def progress_bar():
     """A bar on stderr; entered, it gives start(label), which gives progress(done since the last call, total)."""
     from contextlib import contextmanager
 
+    # While it loads, TFDS replaces Python's import, and a thread that imports just then, as the bar's may, fails.
+    import tensorflow_datasets  # noqa: F401
     from rich.console import Console
     from rich.progress import Progress, TimeRemainingColumn
 
@@ -193,6 +195,7 @@ def report(built, plan) -> None:
     from itertools import islice
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from agriclip_jax.data.survey import UNREADABLE
@@ -207,7 +210,8 @@ def report(built, plan) -> None:
     for slug, record in datasets.items():
         splits = [counts[slug].get(split, 0) for split in ("train", "val", "test")]
         classes = sum(map(bool, record.classes))
-        table.add_row(slug, record.domain, *map(str, (classes, *splits, skipped.get(slug, 0))))
+        named = (escape(one_line(text)) for text in (slug, record.domain))
+        table.add_row(*named, *map(str, (classes, *splits, skipped.get(slug, 0))))
     Console().print(table)
     funnel = Table()
     for column in ("stage", "dropped", "left"):
@@ -216,7 +220,7 @@ def report(built, plan) -> None:
         funnel.add_row(stage.name, str(stage.dropped or ""), str(stage.left))
     if len(built.funnel) > 2 or built.funnel[-1].dropped:
         Console().print(funnel)
-    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    say = lambda line: print(one_line(line), file=sys.stderr)  # noqa: E731
     slugs = [part.source.slug for part in survey.parts if part.ours]
     if plan.metadata and not set(slugs) & set(plan.metadata):
         say(f"note: --meta names none of the sources{near_misses(slugs[0], plan.metadata)}")

@@ -189,7 +189,10 @@ def _csv_rows(file: Any, path: Path, separator: str | None) -> Iterator[tuple[in
     separator = {"tab": "\t", "\\t": "\t"}.get(separator, separator) or max(SEPARATORS, key=first.count)
     if len(separator) != 1:
         raise UserError(f"{path}: ?sep={separator} is no single character (tab stands for a tab)")
-    header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+    try:
+        header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+    except csv.Error as error:
+        raise UserError(f"{path} has a first line that names no columns ({error})") from error
     for line, texts in _records(lines):
         reader = csv.reader(texts, delimiter=separator)
         try:
