@@ -19,7 +19,7 @@ def read_record(path: Path, *keys: str) -> Any:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); restore it, or make its folder again") from None
-    except ValueError as error:  # also of bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # also of bytes that are no UTF-8
         raise UserError(f"{path} is damaged ({error}); restore it, or make its folder again") from None
     if keys and not (isinstance(record, dict) and all(key in record for key in keys)):
         raise UserError(f"{path} is damaged (it has no {' or no '.join(keys)}); restore it, or make its folder again")

@@ -457,7 +457,7 @@ def test_nothing_to_keep_is_told(tmp_path):
     with pytest.raises(UserError, match=r"no photo to keep in .*empty; photos belong in one folder for each class"):
         (tmp_path / "empty").mkdir()
         look(tmp_path / "empty")
-    with pytest.raises(UserError, match=r"all 1 were skipped, such as bad/rust/1\.jpg: is empty"):
+    with pytest.raises(UserError, match=r"all 1 were dropped, such as bad/rust/1\.jpg: is empty"):
         look(plant(tmp_path / "bad", {"rust/1.jpg": b""}))
     with pytest.raises(UserError, match=r"such as flat/1\.jpg: lies outside the class folders"):
         look(plant(tmp_path / "flat", {"1.jpg": photo()}))
@@ -480,6 +480,17 @@ def test_a_path_that_is_no_source_is_told(tmp_path):
         find([""])
     with pytest.raises(UserError, match=r"is no folder, archive \(.*\) or table"):
         find([str(plant(tmp_path, {"a.txt": b""}) / "a.txt")])
+
+
+@pytest.mark.parametrize("ending", ["tar.gz", "tar.bz2", "tar.xz"])
+def test_a_tar_that_expands_without_end_is_read_in_little_memory(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 1 << 20)
+    path = pack_tar(tmp_path / f"bean.{ending}", TREE | {"rust/bomb.jpg": bytes(24 << 20)}, f"w:{ending[4:]}")
+    tracemalloc.start()
+    found = look(path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.problems == [Problem("bean/rust/bomb.jpg", "is larger than 1 MiB (24 MiB)")] and most < 12 << 20
 
 
 @pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz", "tar.xz"])

@@ -220,7 +220,7 @@ def report(built, plan) -> None:
         funnel.add_row(stage.name, str(stage.dropped or ""), str(stage.left))
     if len(built.funnel) > 2 or built.funnel[-1].dropped:
         Console().print(funnel)
-    say = lambda line: print(one_line(line), file=sys.stderr)  # noqa: E731
+    say = lambda line: print(one_line(line[:20_000]), file=sys.stderr)  # noqa: E731
     slugs = [part.source.slug for part in survey.parts if part.ours]
     if plan.metadata and not set(slugs) & set(plan.metadata):
         say(f"note: --meta names none of the sources{near_misses(slugs[0], plan.metadata)}")
@@ -234,7 +234,7 @@ def report(built, plan) -> None:
     if plan.duplicates != "near" and (twins["exact"] or twins["near"]):
         say(
             f"note: {twins['exact']} exact and {twins['near']} near duplicates found, {twins['across_splits']} of them "
-            "in another split than their twin; --duplicates=near drops them"
+            "in another split than their twin; --duplicates=near drops all of them"
         )
     if twins["noise"]:
         say(f"note: {twins['noise']} pictures stand under two class names; the card shows some")

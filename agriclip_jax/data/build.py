@@ -22,6 +22,7 @@ from agriclip_jax.data.sources import KINDS, Source
 from agriclip_jax.data.survey import UNREADABLE, WORDLESS, Survey
 from agriclip_jax.data.tokenizers import counter
 from agriclip_jax.data.views import eval_view
+from agriclip_jax.errors import one_line
 
 NAME = "alive"
 DROPPED = "dropped.csv"
@@ -313,4 +314,4 @@ def _list_dropped(survey: Survey, path: Path) -> None:
         rows = csv.writer(file)
         rows.writerow(("source", "stage", "reason"))
         for stage in curation.STAGES:
-            rows.writerows((problem.source, stage, problem.reason) for problem in survey.dropped(stage))
+            rows.writerows((one_line(p.source), stage, one_line(p.reason)) for p in survey.dropped(stage))

@@ -121,7 +121,7 @@ def summary(folder: Path | str) -> str:
         card = read_record(path, "measured", "build") if path.is_file() else None
         if card and card["measured"]["fingerprint"] == alive.fingerprint:
             return _summary(card)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration) as error:
         raise UserError(f"{path} is damaged ({error!r:.80}); remove it, and all is measured anew") from error
     return _summary({"measured": measure(alive, pass_over(alive)), "build": {}})
 

@@ -32,11 +32,11 @@ def options(runner: str, more: Sequence[str]) -> Any:
     Raises:
       UserError: Beam is not installed, or there is no such runner or option.
     """
+    logging.getLogger().setLevel(logging.ERROR)  # it tells of optional packages at its import
     try:
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
     except ImportError:
         raise UserError("--runner needs Apache Beam: pip install -e '.[beam]'") from None
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
     known = StandardOptions.KNOWN_RUNNER_NAMES
     if runner not in known:
         raise UserError(f"--runner={runner} is unknown; Beam has: {', '.join(known)}")

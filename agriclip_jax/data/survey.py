@@ -355,9 +355,11 @@ class Survey:
         why = ""
         if dropped:
             count = self.one(f"SELECT count(*) FROM photo WHERE {self.part_in(ours=True)}")
-            why = f"; all {count} were skipped, such as {dropped.source}: {dropped.reason}"
+            why = f"; all {count} were dropped, such as {dropped.source}: {dropped.reason}"
+        is_misplaced = dropped is None or "class folders" in dropped.reason
         origins = ", ".join(str(part.source.origin) for part in self._ours())
-        raise UserError(f"no photo to keep in {origins}{why}; photos belong in one folder for each class")
+        advice = "; photos belong in one folder for each class" if is_misplaced else ""
+        raise UserError(f"no photo to keep in {origins}{why}{advice}")
 
     # ---- what it says ----
 

@@ -6,8 +6,10 @@ Each has `origin` (the path), `slug` (its name without ending), `in_order` (it c
 than any photo is, is a `ValueError` in its place.
 """
 
+import bz2
 import contextlib
 import functools
+import gzip
 import lzma
 import os
 import posixpath
@@ -19,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from agriclip_jax.errors import UserError
 
@@ -229,7 +231,7 @@ class Tar:
             return file.read(5) != b"ustar"
 
     def _members(self) -> Iterator[tuple[int, tarfile.TarFile, tarfile.TarInfo]]:
-        with opened(self.origin, lambda path: tarfile.open(path, "r|*", tarinfo=_Header)) as archive:
+        with opened(self.origin, _unpacked) as file, tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
             number = 0
             while (member := archive.next()) is not None:
                 yield number, archive, member
@@ -276,6 +278,15 @@ class Tar:
 def _size_fault(size: int) -> str:
     """Why a member is not read; -1 stands for the size of what is no plain file."""
     return _LINK if size < 0 else _too_large(size) if size > MAX_FILE_BYTES else ""
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    """A tar's own bytes. tarfile's way of unpacking a stream gives a bomb all the memory it asks for."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    known = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+    opener = next((opener for magic, opener in known.items() if start.startswith(magic)), open)
+    return opener(path, "rb")
 
 
 class _Header(tarfile.TarInfo):

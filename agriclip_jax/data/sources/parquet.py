@@ -56,7 +56,7 @@ class Parquet:
         """One source of all paths."""
         files = tuple(file for path in paths for file in _files_of(path))
         if not files:
-            raise UserError(f"{paths[0]} holds no {ENDING} files")
+            raise UserError(f"{paths[0]} is no {ENDING} file with a column of images, and no folder of such files")
         name = paths[0].resolve().name if paths[0].is_dir() else paths[0].stem
         if len(paths) > 1:
             name = paths[0].parent.resolve().name
@@ -138,7 +138,7 @@ def _class_names(file, label: str | None) -> list[str]:
     try:
         about = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
         names = about["info"]["features"][label]["names"]
-        return names if all(isinstance(name, str) and name.strip() for name in names) else []
+        return names if isinstance(names, list) and all(isinstance(n, str) and n.strip() for n in names) else []
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
 
