@@ -279,7 +279,7 @@ def test_a_run_left_early_keeps_what_was_answered_and_asks_no_more(tmp_path, mon
         asking = asked.ask(Prompt(str(number)) for number in range(100))
         next(asking)
         asking.close()
-        assert len(server.payloads) <= 5
+        assert len(server.payloads) < 2 * asked.workers  # which is how many prompts it may hold
         again, _ = ask(server, tmp_path, *map(said, server.payloads))
     assert again.usage == Usage(cached=len(server.payloads))
 
