@@ -218,8 +218,7 @@ def report(built, plan) -> None:
         funnel.add_column(column, justify="left" if column == "stage" else "right")
     for stage in built.funnel:
         funnel.add_row(stage.name, str(stage.dropped or ""), str(stage.left))
-    if len(built.funnel) > 2 or built.funnel[-1].dropped:
-        Console().print(funnel)
+    Console().print(funnel)
     say = lambda line: print(one_line(line[:20_000]), file=sys.stderr)  # noqa: E731
     slugs = [part.source.slug for part in survey.parts if part.ours]
     if plan.metadata and not set(slugs) & set(plan.metadata):
