@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def check_file(path: Path | str) -> None:
     check_place(path)
 
 
-def write_whole(path: Path | str, text: str) -> None:
-    """Writes a text file, all of it or nothing, with the folders above it.
+def write_whole(path: Path | str, content: str | bytes) -> None:
+    """Writes a file, all of it or nothing, with the folders above it; a text in UTF-8.
 
     Raises:
       UserError: the file cannot be written.
@@ -74,7 +75,7 @@ def write_whole(path: Path | str, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", newline="")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -82,3 +83,15 @@ def write_whole(path: Path | str, text: str) -> None:
         if not isinstance(error, OSError):
             raise
         raise UserError(f"could not write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Writes a JSON file, all of it or nothing; a row of numbers is one line.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    # No string matches, for a string in JSON holds no newline.
+    text = re.sub(r"\[\n([-+.,\deEnul\s]+)\]", lambda row: f"[{' '.join(row[1].split())}]", text)
+    write_whole(path, text + "\n")

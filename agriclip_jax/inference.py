@@ -2,12 +2,15 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
-from functools import partial
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -53,38 +56,55 @@ class Model:
     def __post_init__(self):
         image, text = self.towers["image"], self.towers["text"]
         # Every process gets every row, so that metrics need no further communication.
-        jit = partial(jax.jit, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+        jit = functools.partial(jax.jit, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
         self._embed_images = jit(lambda p, x: image(p, image(p, x).pooled, method="embed"))
         self._embed_texts = jit(lambda p, x: text(p, text(p, x), method="embed"))
+        self._project_texts = jit(lambda p, x: text(p, text(p, x), method="project"))
+        self._look = jit(lambda p, x: _features_and_embeddings(image, p, x))
         self._attention = jit(lambda p, x: image(p, x, method="attention"))
+        self._dense = jit(lambda p, x: image(p, x, method="dense"))
 
     def at(self, params: dict[str, Any], step: int) -> "Model":
         """The same model later in its run, without compiling anew."""
         later = copy.copy(self)
         later.params, later.step = params, step
+        vars(later).pop("fingerprint", None)
         return later
+
+    def look(self, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """Features float32 [n, width] and L2-normalised embeddings float32 [n, dim] of at most `batch` images.
+
+        uint8 [n, size, size, 3]; returns before they are computed, so that the next ones can be prepared meanwhile.
+        """
+        features, embeddings = self._look(self.params["image"], self._placed(images, self.batch))
+        return features[: len(images)], embeddings[: len(images)]
 
     def embed_images(self, images: np.ndarray) -> np.ndarray:
         """L2-normalised float32 [n, dim] of uint8 [n, size, size, 3]; any n."""
         return self._in_batches(self._embed_images, self.params["image"], images, self.batch)
 
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """L2-normalised float32 [n, dim] of n texts; those too long are cut."""
+    def embed_texts(self, texts: Sequence[str], *, normalise: bool = True) -> np.ndarray:
+        """float32 [n, dim] of n texts, L2-normalised unless told otherwise; texts that are too long are cut."""
         tokens = self.tokenizer.encode(list(texts), self.config.text.context_length)
-        return self._in_batches(self._embed_texts, self.params["text"], tokens, TEXT_BATCH)
+        function = self._embed_texts if normalise else self._project_texts
+        return self._in_batches(function, self.params["text"], tokens, TEXT_BATCH)
 
     def attention(self, images: np.ndarray) -> np.ndarray:
         """Where the pooled feature looks: float32 [n, heads, rows, columns] of uint8 [n, size, size, 3]."""
         return self._in_batches(self._attention, self.params["image"], images, self.batch)
+
+    def dense(self, images: np.ndarray) -> np.ndarray:
+        """An embedding of each patch: L2-normalised float32 [n, rows, columns, dim] of uint8 [n, size, size, 3]."""
+        return self._in_batches(self._dense, self.params["image"], images, self.batch)
 
     def alone(self) -> "Model":
         """The same model on one device of this process, so that a process may use it without the others.
 
         Every process must ask at the same point: the parameters are gathered.
         """
-        whole = jax.jit(lambda p: p, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(self.params)
         mesh = Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1, 1), meshes.AXES)
-        params = jax.tree.map(lambda x: jax.device_put(np.asarray(x), NamedSharding(mesh, PartitionSpec())), whole)
+        place = NamedSharding(mesh, PartitionSpec())
+        params = jax.tree.map(lambda x: jax.device_put(x, place), self._whole())
         return dataclasses.replace(self, params=params, mesh=mesh)
 
     @property
@@ -97,23 +117,49 @@ class Model:
         """What cosines are multiplied with before a softmax: exp of the parameter."""
         return float(np.exp(jax.device_get(self.params["logit_scale"])))
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What decides its features and embeddings, hashed: parameters, towers, tokenizer and image size."""
+        digest = hashlib.sha256()
+        towers = {tower: repr(self.towers[tower].config) for tower in ("image", "text")}
+        said = {"towers": towers, "dtype": self.config.dtype, "image_size": self.image_size}
+        digest.update(json.dumps(said, sort_keys=True).encode())
+        digest.update(self.tokenizer.fingerprint.encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self._whole()):
+            digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+            digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+        return digest.hexdigest()
+
     @property
     def code_version(self) -> str:
         """Version of the package, with the commit where the source is a git checkout."""
         return code_version()
 
-    def _in_batches(self, function, params: Any, rows: np.ndarray, batch: int) -> np.ndarray:
-        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        batch = -(-batch // parts) * parts
-        sharding = meshes.batch_sharding(self.mesh)
+    def _whole(self) -> dict[str, Any]:
+        """The parameters on the host, gathered: every process must ask at the same point."""
+        params = {name: self.params[name] for name in ("image", "text", "logit_scale")}
+        whole = jax.jit(lambda p: p, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(params)
+        return jax.tree.map(np.asarray, whole)
+
+    def _in_batches(self, function: Callable, params: Any, rows: np.ndarray, batch: int) -> np.ndarray:
         results = []
         for start in range(0, max(len(rows), 1), batch):
             part = rows[start : start + batch]
-            padded = np.zeros((batch, *rows.shape[1:]), rows.dtype)
-            padded[: len(part)] = part
-            array = jax.make_array_from_callback(padded.shape, sharding, lambda index, padded=padded: padded[index])
-            results.append(np.asarray(function(params, array))[: len(part)])
+            results.append(np.asarray(function(params, self._placed(part, batch)))[: len(part)])
         return np.concatenate(results)
+
+    def _placed(self, rows: np.ndarray, batch: int) -> jax.Array:
+        """The rows on the mesh, filled up with zeros to a batch that it divides."""
+        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        padded = np.zeros((-(-batch // parts) * parts, *rows.shape[1:]), rows.dtype)
+        padded[: len(rows)] = rows
+        sharding = meshes.batch_sharding(self.mesh)
+        return jax.make_array_from_callback(padded.shape, sharding, lambda index: padded[index])
+
+
+def _features_and_embeddings(tower: Network, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    features = tower(params, images).pooled
+    return features.astype(jnp.float32), tower(params, features, method="embed")
 
 
 def load(workdir: str | Path, *, step: int | str | None = None, use: str = "student") -> Model:
@@ -158,6 +204,7 @@ def load(workdir: str | Path, *, step: int | str | None = None, use: str = "stud
             f"{workdir / 'config.json'} is damaged or of another version of agriclip_jax ({error}); restore it, or "
             "train anew"
         ) from error
+    meshes.keep_compiled()
     mesh = meshes.make("auto")
     shapes = jax.eval_shape(init, jax.random.key(0))
     whole = NamedSharding(mesh, PartitionSpec())

@@ -163,9 +163,9 @@ def start_jax(options: argparse.Namespace) -> None:
     """Compilation cache, and the other processes: named by hand, or found on a TPU pod or under SLURM."""
     import jax
 
-    cache = os.environ.get("AGRICLIP_CACHE") or Path.home() / ".cache" / "agriclip_jax"
-    jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    from agriclip_jax.mesh import keep_compiled
+
+    keep_compiled()
     if options.coordinator:
         try:
             jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)

@@ -1,7 +1,9 @@
 """Where things live: the device mesh and the sharding of the state and of batches."""
 
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -65,6 +67,13 @@ def make(spec: str) -> Mesh:
                 f"as many as a process has devices ({jax.local_device_count()})"
             )
     return mesh
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs on disk, for the next process."""
+    cache = os.environ.get("AGRICLIP_CACHE") or Path.home() / ".cache" / "agriclip_jax"
+    jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def batch_sharding(mesh: Mesh, batch_size: int | None = None) -> NamedSharding:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+import numpy as np
 from PIL import Image
 
 
@@ -69,15 +70,45 @@ def picture(image: Image.Image, text: str, side: int = 240) -> str:
       text: what it shows, in plain text, for who does not see it.
       side: in pixels.
     """
+    return photo(jpeg(image, side), text)
+
+
+def photo(data: bytes, text: str) -> str:
+    """An `img` that carries a JPEG as it is; raises OSError when it is none."""
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        width, height = image.size
+    encoded = base64.b64encode(data).decode()
+    return f'<img src="data:image/jpeg;base64,{encoded}" alt="{escape(text)}" width="{width}" height="{height}">'
+
+
+def jpeg(image: Image.Image, side: int) -> bytes:
+    """A JPEG of an image whose longer side keeps at most `side` pixels."""
     image = image.convert("RGB")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     image.save(data, "JPEG", quality=82)
-    encoded = base64.b64encode(data.getvalue()).decode()
-    return (
-        f'<img src="data:image/jpeg;base64,{encoded}" alt="{escape(text)}" width="{image.width}" '
-        f'height="{image.height}">'
-    )
+    return data.getvalue()
+
+
+def overlay(view: np.ndarray, heat: np.ndarray, side: int = 192) -> Image.Image:
+    """A view in grey with a map laid over it in colour, bright where the map is high.
+
+    Args:
+      view: uint8 [height, width, 3].
+      heat: [rows, columns] over the whole view, of any range; it is scaled to its own.
+      side: of the picture's longer side, pixels.
+    """
+    from matplotlib import colormaps
+
+    size = [max(1, round(side * edge / max(view.shape[:2]))) for edge in view.shape[1::-1]]
+    low, high = heat.min(), heat.max()
+    scaled = ((heat - low) / max(high - low, 1e-12)).astype(np.float32)
+    scaled = np.asarray(Image.fromarray(scaled).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    shown = Image.fromarray(view).resize(size, Image.Resampling.BICUBIC)
+    grey = np.asarray(shown.convert("L"), np.float32)[..., None] / 255
+    colour = colormaps["inferno"](scaled[..., 0])[..., :3]
+    strength = 0.25 + 0.5 * scaled
+    return Image.fromarray((255 * ((1 - strength) * grey + strength * colour)).round().astype(np.uint8))
 
 
 def bars(

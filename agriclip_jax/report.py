@@ -17,9 +17,10 @@ from PIL import Image
 from agriclip_jax import page
 from agriclip_jax.data import views
 from agriclip_jax.errors import UserError
-from agriclip_jax.evaluate import zeroshot
+from agriclip_jax.evaluate import measures, zeroshot
+from agriclip_jax.evaluate.measures import Scores
 from agriclip_jax.evaluate.tasks import Task
-from agriclip_jax.evaluate.zeroshot import Mean, Metrics, Result
+from agriclip_jax.evaluate.zeroshot import Mean, Result
 from agriclip_jax.files import write_whole
 
 SAMPLES = 12  # photos with their nearest captions
@@ -144,7 +145,7 @@ def _scores(results: Sequence[Result]) -> str:
     )
 
 
-def _score_row(name: str, classes: int | str, scored: Metrics | Mean, kind: str) -> str:
+def _score_row(name: str, classes: int | str, scored: Scores | Mean, kind: str) -> str:
     low, high = scored.interval
     numbers = (
         f"{_percent(low)} – {_percent(high)}",
@@ -160,7 +161,7 @@ def _score_row(name: str, classes: int | str, scored: Metrics | Mean, kind: str)
     )
 
 
-def _bar(scored: Metrics | Mean) -> str:
+def _bar(scored: Scores | Mean) -> str:
     low, high = (100 * share for share in scored.interval)
     top1, chance = 100 * scored.top1, 100 * scored.chance
     label = f"{top1:.1f} %, between {low:.1f} and {high:.1f}; chance {chance:.1f}"
@@ -292,7 +293,8 @@ def _confusions(results: Sequence[Result]) -> str:
 
 
 def _matrix(result: Result) -> str:
-    task, confusion = result.task, result.metrics.confusion
+    task, answers = result.task, result.answers
+    confusion = measures.confusion(answers.labels, answers.predicted, answers.classes)
     counts = confusion.sum(axis=1)
     shares = confusion / np.maximum(counts, 1)[:, None]
     size = "small" if len(task.class_names) <= 6 else "middle" if len(task.class_names) <= 12 else "broad"
@@ -403,12 +405,12 @@ def _attention(model: Any, samples: Sequence[Sample]) -> str:
         name = sample.task.class_names[sample.label]
         view = Image.fromarray(sample.view)
         small = "".join(
-            page.picture(_overlay(sample.view, of_head), f"attention of head {h} over {name}")
+            page.picture(page.overlay(sample.view, of_head), f"attention of head {h} over {name}")
             for h, of_head in enumerate(of_heads[:HEADS_SHOWN], 1)
         )
         figures.append(
             f'<figure class="look"><div class="pair">{page.picture(view, name)}'
-            f"{page.picture(_overlay(sample.view, of_heads.mean(axis=0)), f'mean attention over {name}')}</div>"
+            f"{page.picture(page.overlay(sample.view, of_heads.mean(axis=0)), f'mean attention over {name}')}</div>"
             f'<div class="heads">{small}</div><figcaption>{escape(name)}</figcaption></figure>'
         )
     of = f" (the first {HEADS_SHOWN} of {heads})" if heads > HEADS_SHOWN else ""
@@ -418,20 +420,6 @@ def _attention(model: Any, samples: Sequence[Sample]) -> str:
         "own scale.</p>"
         f'<div class="looks">{"".join(figures)}</div>'
     )
-
-
-def _overlay(view: np.ndarray, attention: np.ndarray, side: int = 192) -> Image.Image:
-    """The view in grey with a map [gh, gw] laid over it in colour."""
-    from matplotlib import colormaps
-
-    low, high = attention.min(), attention.max()
-    scaled = ((attention - low) / max(high - low, 1e-12)).astype(np.float32)
-    scaled = np.asarray(Image.fromarray(scaled).resize((side, side), Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
-    photo = Image.fromarray(view).resize((side, side), Image.Resampling.BICUBIC)
-    grey = np.asarray(photo.convert("L"), np.float32)[..., None] / 255
-    colour = colormaps["inferno"](scaled[..., 0])[..., :3]
-    strength = 0.25 + 0.5 * scaled
-    return Image.fromarray((255 * ((1 - strength) * grey + strength * colour)).round().astype(np.uint8))
 
 
 # -------------------------------------------------------------------------------------------------- provenance

@@ -22,14 +22,22 @@ class ColourModel:
         self.workdir = Path(workdir)
         self.calls: list[int] = []  # photos in each call
 
+    @property
+    def fingerprint(self) -> str:
+        return f"{type(self).__name__} of {self.workdir}"
+
+    def look(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return images.reshape(len(images), -1, 3).mean(axis=1).astype(np.float32), self.embed_images(images)
+
     def embed_images(self, images: np.ndarray) -> np.ndarray:
         assert images.dtype == np.uint8 and images.shape[1:] == (self.image_size, self.image_size, 3)
         self.calls.append(len(images))
         return self._unit(images.reshape(len(images), -1, 3).mean(axis=1))
 
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_texts(self, texts: Sequence[str], *, normalise: bool = True) -> np.ndarray:
         named = [[COLOURS[word] for word in re.findall(r"\w+", text.lower()) if word in COLOURS] for text in texts]
-        return self._unit(np.array([np.mean(found or [(128, 128, 128)], axis=0) for found in named]))
+        colours = np.array([np.mean(found or [(128, 128, 128)], axis=0) for found in named])
+        return self._unit(colours) if normalise else (colours / 255 - 0.5 + 1e-3).astype(np.float32)
 
     def attention(self, images: np.ndarray) -> np.ndarray:
         patches = images.reshape(len(images), 4, 4, 4, 4, 3).astype(np.float32).mean(axis=(2, 4)) + 1

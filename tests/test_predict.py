@@ -289,5 +289,5 @@ def test_zeroshot_prints_the_table_and_writes_what_the_library_computes(run, mon
     file = json.loads(out.read_text(encoding="utf-8"))
     model = inference.load(run / "workdir", use=use)
     (expected,) = zeroshot.evaluate(model, tasks.load_tasks(str(run / "alive"), templates=["one {}"], seen=["apples"]))
-    assert file["results"][0]["confusion"] == expected.metrics.confusion.tolist()
+    assert file["results"][0]["predicted"] == expected.answers.predicted.tolist()
     assert file["results"][0]["templates"] == ["one {}"] and file["checkpoint"]["use"] == use

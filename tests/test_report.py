@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from colour_model import ColourModel, folder, photos
 
-from agriclip_jax import report
+from agriclip_jax import page, report
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import zeroshot
 from agriclip_jax.evaluate.tasks import load_tasks
@@ -157,9 +157,9 @@ def test_attention_overlay_is_brightest_where_the_map_is():
     attention = np.zeros((4, 4))
     attention[0, 3] = 1
     view = np.full((16, 16, 3), 90, np.uint8)
-    pixels = np.asarray(report._overlay(view, attention, side=64), float).mean(axis=2)
+    pixels = np.asarray(page.overlay(view, attention, side=64), float).mean(axis=2)
     assert pixels[:16, 48:].mean() > 1.5 * pixels[32:, :32].mean()
-    flat = report._overlay(view, np.ones((4, 4)), side=64)
+    flat = page.overlay(view, np.ones((4, 4)), side=64)
     assert np.asarray(flat).std(axis=(0, 1)).max() == 0, "an even map divides by nothing"
 
 

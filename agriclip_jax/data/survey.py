@@ -405,6 +405,23 @@ class Survey:
             ),
         ]
 
+    def digest(self, slug: str, split: str | None = None, *, unlabelled: bool = True) -> tuple[int, str]:
+        """How many photos of a dataset are kept in a split, or in all, and a hash of their names and contents in order.
+
+        Args:
+          slug: of the dataset.
+          split: None for all.
+          unlabelled: whether photos without a label count.
+        """
+        (part,) = (part for part in self._ours() if part.slug == slug)
+        digest, count = hashlib.sha256(), 0
+        for row in self._rows(part, split, wordless=False):
+            if row.class_key or unlabelled:
+                (sha,) = self.all("SELECT sha FROM photo WHERE id = ?", row.id)[0]
+                digest.update(f"{row.class_key}/{row.path}\n".encode() + sha)
+                count += 1
+        return count, digest.hexdigest()
+
     def dropped(self, stage: str, split: str | None = None) -> Iterator[Problem]:
         """The photos of a split, or of all, that a stage dropped, and why."""
         select = (

@@ -7,6 +7,7 @@ start, end. No text is ever unknown to it.
 
 import functools
 import gzip
+import hashlib
 import html
 import json
 import os
@@ -96,6 +97,11 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Writes a `tokenizer.json` that `load` reads back to the same ids; all of it or nothing."""
         write_whole(path, self._backend.to_str(pretty=False))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex; equal for tokenizers that give equal ids."""
+        return hashlib.sha256(self._backend.to_str(pretty=False).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Rows `start, ids of the cleaned text, end, pad, pad, ...`: int32 [n, length].

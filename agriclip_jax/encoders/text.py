@@ -67,4 +67,8 @@ class TextTransformer(nnx.Module):
 
     def embed(self, pooled: jax.Array) -> jax.Array:
         """The embedding float32 [..., embed_dim] of `pooled` [..., width]: projected, then L2-normalised."""
-        return layers.normalise(self.projection(pooled))
+        return layers.normalise(self.project(pooled))
+
+    def project(self, pooled: jax.Array) -> jax.Array:
+        """The same before its length is taken off, float32."""
+        return self.projection(pooled).astype(jnp.float32)

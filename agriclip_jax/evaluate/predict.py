@@ -13,8 +13,8 @@ import numpy as np
 from agriclip_jax.data import captions
 from agriclip_jax.data.sources.files import PHOTO_ENDINGS, printable, read_file
 from agriclip_jax.errors import UserError
-from agriclip_jax.evaluate import zeroshot
-from agriclip_jax.evaluate.zeroshot import Embedder
+from agriclip_jax.evaluate import features, zeroshot
+from agriclip_jax.evaluate.features import Embedder
 
 COLUMNS = ("file", "rank", "class", "probability", "error")
 
@@ -133,7 +133,7 @@ def predict(
                 yield error
 
     names = list(classes)
-    embeddings, kept, unreadable = zeroshot.embed_photos(model, contents(), progress=progress)
+    _, embeddings, kept, unreadable = features.see(model, contents(), progress=progress)
     if not len(kept):
         raise UserError(f"none of {len(files)} photos can be read; the first, {files[0]}: {unreadable[0]}")
     cosines = embeddings @ zeroshot.class_embeddings(model, list(classes.values())).T

@@ -1,40 +1,55 @@
 """What a model is asked: a dataset's photos, its class names as people say them, and templates to put them in.
 
-A user adds a task by a folder, nothing else: `load_tasks` turns what was typed into tasks. A task streams its photos
-and holds none of them.
+A user adds a task by a folder, nothing else: `load_tasks` turns what was typed into tasks. What is known of a task
+beyond its folder stands in a task file (`taskfiles.py`). A task streams its photos and holds none of them.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
-from agriclip_jax.data import captions, corpus, sources
+from agriclip_jax.data import captions, corpus, knowledge, sources, taxonomy
 from agriclip_jax.data import survey as surveys
 from agriclip_jax.data.records import Alive, DatasetRecord
 from agriclip_jax.data.splits import SPLITS
 from agriclip_jax.errors import UserError, near_misses
+from agriclip_jax.evaluate import taskfiles
+from agriclip_jax.evaluate.taskfiles import TaskFile
 from agriclip_jax.files import read_record
 
 EMBEDDED, UNSEEN = "embedded", "embedded, unseen combinations"
 IN_DOMAIN, DOWNSTREAM = "in-domain", "downstream"
 ALL = "all"  # the split that is everything
+OWN = ("given", "described")  # kinds of captions that belong to an image and not to its class
+TASK_FILE = "task.yaml"  # in a folder of photos: the task file that it is asked by
+SINGLE, ENSEMBLE, OWN_PROMPTS, DESCRIPTIONS, PAPER = "single", "ensemble", "per class", "descriptions", "paper"
 
 
 class Photo(NamedTuple):
-    """An image to classify: encoded bytes, index of its class, path in its source."""
+    """An image to classify or to find.
+
+    Attributes:
+      image: encoded bytes.
+      label: index of its class; -1 without one.
+      source: path in its source.
+      captions: its own ones.
+    """
 
     image: bytes
     label: int
     source: str
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Task:
-    """A zero-shot classification task.
+    """What is asked about a dataset's photos.
 
     Attributes:
       name: slug of its dataset: "coffee_leaf".
@@ -48,6 +63,13 @@ class Task:
       count: number of photos.
       photos: function that streams them, in the same order each time.
       unreadable: (source, why) of photos found broken when the task was opened; `count` leaves them out.
+      fingerprint: equal for equal photos in equal order.
+      spec: what was typed for it.
+      own_prompts: for each class its whole prompts, of a task file that gives them; else empty.
+      paper_prompts: for each class the prompts of the original, verbatim; empty where unknown.
+      ranks: rank -> the group of each class ("genus", "health", ...); of ranks that tell some classes apart.
+      mismatch: why the photos are not those of the task file that they are asked by; such a task is not scored.
+      at: function that asks the same of another split.
     """
 
     name: str
@@ -60,6 +82,13 @@ class Task:
     count: int
     photos: Callable[[], Iterator[Photo]] = field(repr=False)
     unreadable: tuple[tuple[str, str], ...] = ()
+    fingerprint: str = ""
+    spec: str = ""
+    own_prompts: tuple[tuple[str, ...], ...] = ()
+    paper_prompts: tuple[tuple[str, ...], ...] = ()
+    ranks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mismatch: str = ""
+    at: Callable[[str], "Task"] | None = field(default=None, repr=False)
 
     @property
     def phrases(self) -> list[str]:
@@ -70,6 +99,24 @@ class Task:
         """For each class, its phrase in every template."""
         return [[captions.fill(template, phrase) for template in self.templates] for phrase in self.phrases]
 
+    def prompt_kinds(self) -> dict[str, list[list[str]]]:
+        """Kind of prompts -> for each class its prompts.
+
+        "ensemble" are all templates and "single" is the first alone; where they are known, "per class" are the task
+        file's whole prompts, "paper" the original's, and "descriptions" what a class looks like, from the table of
+        facts (a class without a fact keeps its templates).
+        """
+        ensemble = self.prompts()
+        kinds = {ENSEMBLE: ensemble, SINGLE: [texts[:1] for texts in ensemble]}
+        table = knowledge.table()
+        facts = [table.captions(name, self.domain, self.name) for name in self.class_names]
+        if any(facts):
+            kinds[DESCRIPTIONS] = [known or texts for known, texts in zip(facts, ensemble, strict=True)]
+        for kind, given in ((OWN_PROMPTS, self.own_prompts), (PAPER, self.paper_prompts)):
+            if given:
+                kinds[kind] = [list(texts) for texts in given]
+        return kinds
+
 
 def load_tasks(
     spec: str,
@@ -78,22 +125,25 @@ def load_tasks(
     templates: Sequence[str] = (),
     meta: Path | str | None = None,
     seen: Collection[str] = (),
+    unlabelled: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Task]:
     """Tasks from what a user typed.
 
     Args:
       spec: PATHs with commas between them: class-per-folder trees, archives of one, globs, folders of archives, ALive
-        folders (one task a dataset); or the word "embedded" for the corpus the project draws.
-      split: "train", "val", "test" or "all". None: an ALive folder's "test"; of photos the whole set, but "test" of a
-        dataset in `seen`, so that no model is asked what it was trained on.
-      templates: instead of those of the metadata or the domain.
+        folders (one task a dataset), folders of CLIP_benchmark; or the word "embedded" for the corpus the project
+        draws. NAME=PATH asks the photos by the task file of that name, or by a user's own, FILE.yaml=PATH.
+      split: "train", "val", "test" or "all". None: an ALive folder's or CLIP_benchmark's "test"; of photos the whole
+        set, but "test" of a dataset in `seen`, so that no model is asked what it was trained on.
+      templates: instead of those of the metadata, task file or domain.
       meta: a JSON list of metadata records.
       seen: slugs of the datasets the model was trained on; their tasks are "in-domain", others "downstream".
+      unlabelled: whether photos without a label are part of a task, for retrieval.
       say: called with each line a user should know: guessed names, classes without photos.
 
     Raises:
-      UserError: a path or split does not exist, a template has no `{}`, or nothing in a path can be a task.
+      UserError: a path, split or task file does not exist, a template has no `{}`, or nothing in a path can be a task.
     """
     if split not in (None, ALL, *SPLITS):
         raise UserError(f"--split={split}: unknown split{near_misses(split, (ALL, *SPLITS))}")
@@ -104,13 +154,16 @@ def load_tasks(
     parts = [spec] if os.path.exists(Path(spec).expanduser()) else [part.strip() for part in spec.split(",")]
     tasks = []
     for part in filter(None, parts):
-        path = Path(part).expanduser()
-        if part == EMBEDDED and not path.exists():
+        asked_by, place = _asked_by(part)
+        path = Path(place).expanduser()
+        if place == EMBEDDED and not path.exists():
             path = corpus.ensure()
         if (path / "alive.json").is_file() or (path / "dataset_info.json").is_file():
-            tasks += from_alive(Alive.open(path), split or "test", templates=templates, seen=seen)
+            alive = Alive.open(path)
+            found = from_alive(alive, split or "test", templates=templates, seen=seen, unlabelled=unlabelled)
         else:
-            tasks += _from_photos(part, split, templates, metadata, seen, say)
+            found = list(_from_photos(place, split, templates, metadata, seen, unlabelled, asked_by, say))
+        tasks += [replace(_asked(task, asked_by, templates, say), spec=part) for task in found]
     if not tasks:
         raise UserError(f"--tasks={spec} names nothing; give a folder of class folders, an archive, or 'embedded'")
     return tasks
@@ -126,7 +179,12 @@ def known_classes(workdir: Path | str) -> list[dict[str, str]]:
 
 
 def from_alive(
-    alive: Alive, split: str, *, templates: Sequence[str] = (), seen: Collection[str] | None = None
+    alive: Alive,
+    split: str,
+    *,
+    templates: Sequence[str] = (),
+    seen: Collection[str] | None = None,
+    unlabelled: bool = False,
 ) -> list[Task]:
     """One task for each dataset of an ALive folder that has labels.
 
@@ -135,17 +193,18 @@ def from_alive(
       split: one of its splits, or "all".
       templates: instead of those of the dataset or its domain.
       seen: slugs of the datasets the model was trained on; None: all of this folder.
+      unlabelled: whether photos without a label are part of a task, and datasets without one tasks.
 
     Raises:
       UserError: the folder has no such split.
     """
     found = [alive.source(name) for name in (alive.splits if split == ALL else (split,))]
-    labelled = {slug: record for slug, record in alive.datasets.items() if any(record.classes)}
-    places = {slug: [] for slug in labelled}
+    asked = {slug: record for slug, record in alive.datasets.items() if unlabelled or any(record.classes)}
+    places = {slug: [] for slug in asked}
     for source in found:
         for row in range(len(source)):
             slug, _, key = alive.classes[source[row]["label"]].partition("/")
-            if key:
+            if key or unlabelled:
                 places[slug].append((source, row))
     # Where the labels of each dataset begin; the class without a name, of images without a label, sorts first.
     first = {slug: start + ("" in alive.datasets[slug].classes) for slug, start in _starts(alive).items()}
@@ -153,7 +212,14 @@ def from_alive(
     def stream(slug: str) -> Iterator[Photo]:
         for source, row in places[slug]:
             example = source[row]
-            yield Photo(example["image"], example["label"] - first[slug], example["source"])
+            named = zip(example["captions"], example["caption_kinds"], strict=True)
+            own = tuple(text for text, kind in named if kind in OWN)
+            yield Photo(example["image"], example["label"] - first[slug], example["source"], own)
+
+    @cache
+    def elsewhere(split: str) -> dict[str, Task]:
+        tasks = from_alive(alive, split, templates=templates, seen=seen, unlabelled=unlabelled)
+        return {task.name: task for task in tasks}
 
     return [
         Task(
@@ -166,8 +232,11 @@ def from_alive(
             templates=tuple(templates) or tuple(record.templates) or captions.templates(record.domain),
             count=len(places[slug]),
             photos=partial(stream, slug),
+            fingerprint=f"{alive.fingerprint}/{slug}" + ("+" if unlabelled else ""),
+            ranks=_ranks(record),
+            at=lambda split, slug=slug: elsewhere(split)[slug],
         )
-        for slug, record in labelled.items()
+        for slug, record in asked.items()
     ]
 
 
@@ -184,38 +253,133 @@ def _group(slug: str, seen: Collection[str]) -> str:
 
 
 def _from_photos(
-    part: str,
+    place: str,
     split: str | None,
     templates: Sequence[str],
     metadata: dict[str, dict],
     seen: Collection[str],
+    unlabelled: bool,
+    asked_by: TaskFile | None,
     say: Callable[[str], None],
 ) -> Iterator[Task]:
-    """One task for each class-per-folder tree or archive that `part` names."""
-    for source in sources.find([part], flag="--tasks"):
+    """One task for each class-per-folder tree or archive that `place` names, or for a folder of CLIP_benchmark."""
+    path = Path(place).expanduser()
+    if (path / taskfiles.CLASS_NAMES).is_file():
+        yield _from_benchmark(path, split or "test", templates, seen)
+        return
+    for source in sources.find([place], flag="--tasks"):
         survey = surveys.survey([source], metadata=metadata)
         for line in survey.notes:
-            say(line)
+            if not asked_by:  # a task file knows the names that are guessed without one
+                say(line)
         ((slug, record),) = survey.datasets.items()
         of_split = split or ("test" if slug in seen else ALL)
         if split is None and slug in seen:
             say(f"{slug}: the model was trained on it, so only its test split is asked; --split=all asks all")
-        in_split = survey.counts[slug]
-        yield Task(
-            name=slug,
-            group=_group(slug, seen),
-            domain=record.domain,
-            split=of_split,
-            class_keys=tuple(record.classes),
-            class_names=tuple(record.classes.values()),
-            templates=tuple(templates) or record.templates or captions.templates(record.domain),
-            count=sum(in_split.values()) if of_split == ALL else in_split.get(of_split, 0),
-            photos=partial(_stream, survey, record, None if of_split == ALL else of_split),
-            unreadable=tuple(survey.dropped(surveys.UNREADABLE, None if of_split == ALL else of_split)),
-        )
+        yield _surveyed(survey, slug, record, _group(slug, seen), tuple(templates), unlabelled, of_split)
 
 
-def _stream(survey: surveys.Survey, record: DatasetRecord, split: str | None) -> Iterator[Photo]:
-    labels = {key: label for label, key in enumerate(record.classes)}
-    for example in survey.examples(split):
-        yield Photo(example.image, labels[example.class_key], example.source)
+def _surveyed(
+    survey: surveys.Survey,
+    slug: str,
+    record: DatasetRecord,
+    group: str,
+    templates: tuple[str, ...],
+    unlabelled: bool,
+    split: str,
+) -> Task:
+    one = None if split == ALL else split
+    keys = tuple(filter(None, record.classes))
+    count, fingerprint = survey.digest(slug, one, unlabelled=unlabelled)
+    labels = {key: label for label, key in enumerate(keys)} | {"": -1}
+
+    def stream() -> Iterator[Photo]:
+        for example in survey.examples(one):
+            if example.class_key or unlabelled:
+                named = zip(example.captions, example.caption_kinds, strict=True)
+                own = tuple(text for text, kind in named if kind in OWN)
+                yield Photo(example.image, labels[example.class_key], example.source, own)
+
+    return Task(
+        name=slug,
+        group=group,
+        domain=record.domain,
+        split=split,
+        class_keys=keys,
+        class_names=tuple(record.classes[key] for key in keys),
+        templates=templates or record.templates or captions.templates(record.domain),
+        count=count,
+        photos=stream,
+        unreadable=tuple(survey.dropped(surveys.UNREADABLE, one)),
+        fingerprint=fingerprint,
+        ranks=_ranks(record),
+        at=partial(_surveyed, survey, slug, record, group, templates, unlabelled),
+    )
+
+
+def _from_benchmark(path: Path, split: str, templates: Sequence[str], seen: Collection[str]) -> Task:
+    """The task of a folder of CLIP_benchmark: all of its class names are offered, also those without a photo."""
+    folder = taskfiles.benchmark_folder(path)
+    if split not in folder.splits:
+        raise UserError(f"{path} has no split {split!r}; it has: {', '.join(folder.splits)}")
+    survey = surveys.survey([folder.splits[split]])
+    ((slug, record),) = survey.datasets.items()
+    record = replace(record, classes=dict(folder.classes), templates=folder.templates)
+    task = _surveyed(survey, slug, record, _group(slug, seen), tuple(templates), False, ALL)
+    return replace(task, split=split, at=lambda split: _from_benchmark(path, split, templates, seen))
+
+
+# ---- asked by a task file --------------------------------------------------------------------------------------------
+
+
+def _asked_by(part: str) -> tuple[TaskFile | None, str]:
+    """The task file that NAME=PATH names, or that lies in the folder, and the PATH."""
+    name, separator, place = part.partition("=")
+    is_file = name.endswith((".yaml", ".yml"))
+    if separator and not Path(part).expanduser().exists() and (is_file or re.fullmatch(r"\w+", name)):
+        return (taskfiles.read(Path(name).expanduser()) if is_file else taskfiles.find(name)), place
+    inside = Path(part).expanduser() / TASK_FILE
+    return (taskfiles.read(inside) if inside.is_file() else None), part
+
+
+def _asked(
+    task: Task, by: TaskFile | None, templates: Sequence[str], say: Callable[[str], None] = lambda line: None
+) -> Task:
+    """The task as its file has it: names, prompts and ranks; or with what is wrong, and then it is not scored."""
+    if by is None:
+        return task
+    at = task.at and (lambda split: _asked(task.at(split), by, templates))
+    if mismatch := taskfiles.mismatch(by, task.class_keys, {}):
+        return replace(task, name=by.name, mismatch=mismatch, at=at)
+    if note := taskfiles.images_note(by, {"": task.count}):
+        say(note)
+    keys = taskfiles.pairs(by, task.class_keys)
+    of = [keys.get(key, "") for key in task.class_keys]
+
+    def prompts(paper: bool) -> tuple[tuple[str, ...], ...]:
+        named = [key or folder for key, folder in zip(of, task.class_keys, strict=True)]
+        return tuple(tuple(taskfiles.class_prompts(by, key, paper=paper)) for key in named)
+
+    return replace(
+        task,
+        name=by.name,
+        domain=by.domain,
+        class_names=tuple(by.classes[key] for key in of) if by.classes else task.class_names,
+        templates=tuple(templates) or by.templates or captions.templates(by.domain),
+        own_prompts=prompts(paper=False) if by.prompts else (),
+        paper_prompts=prompts(paper=True) if by.paper_templates else (),
+        ranks={**task.ranks, **{rank: tuple(group[key] for key in of) for rank, group in by.hierarchy.items()}},
+        at=at,
+    )
+
+
+def _ranks(record: DatasetRecord) -> Mapping[str, tuple[str, ...]]:
+    """What the classes can be rolled up to: the ranks of their lineages, and healthy or sick."""
+    keys = tuple(filter(None, record.classes))
+    lineages = [record.taxonomy.get(key, {}) for key in keys]
+    ranks = {rank: tuple(lineage.get(rank, "") for lineage in lineages) for rank in (*taxonomy.RANKS, "supercategory")}
+    is_healthy = ["healthy" in record.classes[key].casefold().split() for key in keys]
+    ranks["health"] = tuple("healthy" if healthy else "sick" for healthy in is_healthy)
+    return MappingProxyType(
+        {rank: groups for rank, groups in ranks.items() if all(groups) and 1 < len(set(groups)) < len(groups)}
+    )

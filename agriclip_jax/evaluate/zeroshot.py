@@ -3,62 +3,22 @@
 A class is the mean of its prompts' embeddings; an image belongs to the class of largest cosine. Nothing is fitted.
 """
 
-import json
-import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from agriclip_jax.data import views
-from agriclip_jax.data.records import parallel_map
-from agriclip_jax.errors import RunFailure, UserError
-from agriclip_jax.evaluate.tasks import Task
-from agriclip_jax.files import write_whole
+from agriclip_jax.evaluate import features, measures
+from agriclip_jax.evaluate.features import Embedder, Features
+from agriclip_jax.evaluate.measures import Answers, Scores
+from agriclip_jax.evaluate.tasks import ENSEMBLE, Task
+from agriclip_jax.files import write_json
 
-ORDER = "normalise-then-mean"  # CLIP's: every prompt's embedding has length 1 before the mean, and the mean again
-Z95 = 1.959963984540054  # the standard normal quantile of a two-sided 95 % interval
-
-
-class Embedder(Protocol):
-    """What evaluation needs of a model; `inference.Model` is one, training passes its own live one."""
-
-    image_size: int
-    logit_scale: float
-
-    def embed_images(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [n, size, size, 3] -> float32 [n, d], L2-normalised."""
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """-> float32 [n, d], L2-normalised."""
-
-
-@dataclass(frozen=True, eq=False)
-class Metrics:
-    """The scores of one task over its `images` readable images; shares in [0, 1].
-
-    Attributes:
-      images: how many images were scored.
-      chance: 1 / number of classes.
-      top1: share of images whose nearest class is theirs.
-      top5: share whose class is among the nearest five; None with five classes or fewer.
-      mean_per_class: mean of `recall` over the classes that have images.
-      interval: 95 % Wilson interval of `top1`: what drawing other images could have given.
-      recall: float64 [classes]; nan for a class without images.
-      confusion: int64 [classes, classes]; row: the true class, column: the predicted one.
-    """
-
-    images: int
-    chance: float
-    top1: float
-    top5: float | None
-    mean_per_class: float
-    interval: tuple[float, float]
-    recall: np.ndarray
-    confusion: np.ndarray
+# How the prompts of a class become one embedding. CLIP's own gives every prompt the same weight; GeoRSCLIP and AgriCLIP
+# give a longer embedding more.
+ORDERS = ("normalise-then-mean", "mean-then-normalise")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +28,20 @@ class Result:
     Attributes:
       task: what was asked.
       metrics: None when the task cannot be scored.
+      answers: what the scores are made of; None likewise.
       reason: why not; "" when it was scored.
       unreadable: (source, why) of images that were left out of every number.
+      sources: paths of the images, parallel to the answers.
+      details: by other prompts, calibration, open set, ranks; ready for JSON.
     """
 
     task: Task
-    metrics: Metrics | None
+    metrics: Scores | None
+    answers: Answers | None = None
     reason: str = ""
     unreadable: tuple[tuple[str, str], ...] = ()
+    sources: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,101 +57,26 @@ class Mean:
     chance: float
     top1: float
     mean_per_class: float
+    macro_f1: float
     interval: tuple[float, float]
 
 
-def class_embeddings(model: Embedder, prompts: Sequence[Sequence[str]]) -> np.ndarray:
-    """One embedding per class, the normalised mean of its prompts' normalised embeddings.
+def class_embeddings(model: Embedder, prompts: Sequence[Sequence[str]], order: str = ORDERS[0]) -> np.ndarray:
+    """One embedding per class, the normalised mean of its prompts' embeddings.
 
     Args:
       model: anything with `embed_texts`.
       prompts: for each class at least one.
+      order: of `ORDERS`: whether each prompt's embedding has length 1 before the mean.
 
     Returns:
       float64 [classes, d], L2-normalised.
     """
     texts = list(dict.fromkeys(text for of_class in prompts for text in of_class))
     row = {text: i for i, text in enumerate(texts)}
-    embeddings = _finite(model.embed_texts(texts), "text")
+    embeddings = features.finite(model.embed_texts(texts, normalise=order == ORDERS[0]), "text").astype(np.float64)
     means = np.stack([embeddings[[row[text] for text in of_class]].mean(axis=0) for of_class in prompts])
     return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-
-
-def embed_photos(
-    model: Embedder,
-    photos: Iterable[bytes | Exception],
-    *,
-    batch_size: int = 128,
-    progress: Callable[[int], None] = lambda count: None,
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Embeds photos in one pass; the next ones are decoded in threads meanwhile.
-
-    Args:
-      model: anything with `embed_images` and `image_size`.
-      photos: encoded photos; an exception stands for one that could not be read.
-      batch_size: photos a call of the model; the last batch is as short as it comes.
-      progress: called with the number of photos done since the last call.
-
-    Returns:
-      float64 [n, d] embeddings of the readable photos, int64 [n] their positions, and {position: why} of the others.
-    """
-
-    def view(photo: bytes | Exception) -> np.ndarray | str:
-        if isinstance(photo, Exception):
-            return getattr(photo, "strerror", None) or str(photo)
-        try:
-            return views.load_view(photo, model.image_size)
-        except UserError as error:
-            return str(error)
-
-    embeddings, pending, kept, unreadable = [], [], [], {}
-
-    def embed_pending() -> None:
-        if pending:
-            embeddings.append(_finite(model.embed_images(np.stack(pending)), "image"))
-            pending.clear()
-
-    for position, pixels in enumerate(parallel_map(view, photos)):
-        if isinstance(pixels, str):
-            unreadable[position] = pixels
-        else:
-            kept.append(position)
-            pending.append(pixels)
-        if len(pending) == batch_size:
-            embed_pending()
-        progress(1)
-    embed_pending()
-    return np.concatenate(embeddings or [np.zeros((0, 0))]), np.array(kept, np.int64), unreadable
-
-
-def score(scores: np.ndarray, labels: np.ndarray) -> Metrics:
-    """The metrics of a matrix of scores.
-
-    Of equal scores the class that comes first wins, in the prediction as in the first five.
-
-    Args:
-      scores: float [n, classes], larger is nearer; n and classes at least 1.
-      labels: int [n], each below the number of classes.
-    """
-    count, classes = scores.shape
-    true = scores[np.arange(count), labels][:, None]
-    earlier = np.arange(classes)[None] < labels[:, None]
-    rank = ((scores > true) | ((scores == true) & earlier)).sum(axis=1)
-    confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (labels, scores.argmax(axis=1)), 1)
-    of_class = confusion.sum(axis=1)
-    recall = np.where(of_class > 0, np.diag(confusion) / np.maximum(of_class, 1), np.nan)
-    hits = int((rank == 0).sum())
-    return Metrics(
-        images=count,
-        chance=1 / classes,
-        top1=hits / count,
-        top5=float((rank < 5).mean()) if classes > 5 else None,
-        mean_per_class=float(np.nanmean(recall)),
-        interval=wilson(hits, count),
-        recall=recall,
-        confusion=confusion,
-    )
 
 
 def probabilities(cosines: np.ndarray, logit_scale: float) -> np.ndarray:
@@ -194,20 +85,12 @@ def probabilities(cosines: np.ndarray, logit_scale: float) -> np.ndarray:
     return odds / odds.sum(axis=-1, keepdims=True)
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927): closed form, and honest at 0 and at 1."""
-    share = hits / count
-    centre = share + Z95**2 / (2 * count)
-    half = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
-    low, high = ((centre + sign * half) / (1 + Z95**2 / count) for sign in (-1, 1))
-    return min(max(low, 0.0), share), max(min(high, 1.0), share)
-
-
 def evaluate(
     model: Embedder,
     tasks: Iterable[Task],
     *,
-    batch_size: int = 128,
+    cache: Path | str | None = None,
+    detailed: bool = False,
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[Result]:
     """Scores each task; one that cannot be scored comes back with the reason.
@@ -215,46 +98,86 @@ def evaluate(
     Args:
       model: anything that is an `Embedder`.
       tasks: as from `tasks.load_tasks`.
-      batch_size: photos a call of the model.
+      cache: a folder for what the model sees, as `features.of_task` takes it.
+      detailed: whether `details` are measured too.
       progress: called with the number of photos done since the last call.
 
     Raises:
       RunFailure: the model gave an embedding that is not finite.
     """
-    return [_evaluate(model, task, batch_size, progress) for task in tasks]
+    results = []
+    for task in tasks:
+        if reason := cannot(task):
+            progress(task.count)
+            results.append(Result(task, None, reason=reason, unreadable=task.unreadable))
+        else:
+            results.append(score(model, task, features.of_task(model, task, cache=cache, progress=progress), detailed))
+    return results
 
 
-def _evaluate(model: Embedder, task: Task, batch_size: int, progress: Callable[[int], None]) -> Result:
-    if len(task.class_names) < 2 or not task.count:
-        progress(task.count)
-        one = f"one class only ({', '.join(task.class_names)}), so every answer would be right"
-        return Result(task, None, one if task.count else f"no image in split {task.split!r}", task.unreadable)
-    labels, sources = [], []
+def cannot(task: Task) -> str:
+    """Why a task cannot be scored; "" when it can."""
+    if task.mismatch:
+        return task.mismatch
+    if not task.count:
+        return f"no image in split {task.split!r}"
+    if not task.class_names:
+        return "its images have no labels"
+    if len(task.class_names) < 2:
+        return f"one class only ({', '.join(task.class_names)}), so every answer would be right"
+    return ""
 
-    def images() -> Iterator[bytes]:
-        for photo in task.photos():
-            labels.append(photo.label)
-            sources.append(photo.source)
-            yield photo.image
 
-    embeddings, kept, errors = embed_photos(model, images(), batch_size=batch_size, progress=progress)
-    unreadable = (*task.unreadable, *((sources[position], why) for position, why in errors.items()))
-    if not len(kept):
-        return Result(task, None, "no readable image", unreadable)
-    scores = embeddings @ class_embeddings(model, task.prompts()).T
-    return Result(task, score(scores, np.array(labels)[kept]), unreadable=unreadable)
+def score(model: Embedder, task: Task, seen: Features, detailed: bool = False) -> Result:
+    """The result of a task from what the model sees in its photos.
+
+    Args:
+      model: embeds the prompts.
+      task: one that `cannot` says nothing against.
+      seen: its photos; those without a label do not count.
+      detailed: whether `details` are measured too.
+    """
+    seen = seen.only(np.flatnonzero(seen.labels >= 0))
+    if not len(seen):
+        return Result(task, None, reason="no readable image", unreadable=seen.unreadable)
+    classes = class_embeddings(model, task.prompts())
+    answers = measures.classify(seen.embeddings, classes, seen.labels, model.logit_scale)
+    details = _details(model, task, seen, classes) if detailed else {}
+    return Result(task, measures.score(answers), answers, "", seen.unreadable, seen.sources, details)
+
+
+def _details(model: Embedder, task: Task, seen: Features, classes: np.ndarray) -> dict[str, Any]:
+    given = (seen.embeddings, classes, seen.labels, model.logit_scale)
+    by_prompts = []
+    for kind, prompts in task.prompt_kinds().items():
+        several = any(len(texts) > 1 for texts in prompts)
+        for order in ORDERS if several else ORDERS[:1]:
+            embeddings = class_embeddings(model, prompts, order)
+            found = measures.score(measures.classify(seen.embeddings, embeddings, seen.labels, model.logit_scale))
+            shares = {name: getattr(found, name) for name in ("top1", "top5", "mean_per_class", "macro_f1")}
+            by_prompts.append({"prompts": kind, "order": order, **shares, "interval": found.interval})
+    open_set = measures.open_set(*given)
+    return {
+        "by_prompts": by_prompts,
+        "calibration": {"logit_scale": model.logit_scale, **asdict(measures.calibration(*given))},
+        "open_set": open_set and asdict(open_set),
+        "ranks": {
+            rank: asdict(measures.roll_up(*given, np.unique(groups, return_inverse=True)[1]))
+            for rank, groups in task.ranks.items()
+        },
+    }
 
 
 def means(results: Iterable[Result]) -> list[Mean]:
     """The mean of each group, in order of appearance; tasks that were not scored are in none."""
-    groups: dict[str, list[Metrics]] = {}
+    groups: dict[str, list[Scores]] = {}
     for result in results:
         if result.metrics:
             groups.setdefault(result.task.group, []).append(result.metrics)
     return [_mean(group, metrics) for group, metrics in groups.items()]
 
 
-def _mean(group: str, metrics: list[Metrics]) -> Mean:
+def _mean(group: str, metrics: list[Scores]) -> Mean:
     top1 = np.array([m.top1 for m in metrics])
     low, high = np.array([m.interval for m in metrics]).T
     mean, count = float(top1.mean()), len(metrics)
@@ -262,9 +185,10 @@ def _mean(group: str, metrics: list[Metrics]) -> Mean:
         group=group,
         tasks=count,
         images=sum(m.images for m in metrics),
-        chance=float(np.mean([m.chance for m in metrics])),
-        top1=mean,
-        mean_per_class=float(np.mean([m.mean_per_class for m in metrics])),
+        **{
+            name: float(np.mean([getattr(m, name) for m in metrics]))
+            for name in ("chance", "top1", "mean_per_class", "macro_f1")
+        },
         interval=(
             mean - float(np.linalg.norm(top1 - low)) / count,
             mean + float(np.linalg.norm(high - top1)) / count,
@@ -278,7 +202,7 @@ def show(results: Sequence[Result]) -> None:
 
     console, table = screen()
     table.add_column("task", overflow="fold")
-    for column in ("images", "classes", "chance", "top-1", "mean per class", "95 % interval"):
+    for column in ("images", "classes", "chance", "top-1", "mean per class", "macro F1", "95 % interval"):
         table.add_column(column, justify="right", no_wrap=" " not in column)
     for mean in means(results):
         table.add_section()
@@ -308,9 +232,9 @@ def screen():
     return console, Table(box=SIMPLE, pad_edge=False, header_style="")
 
 
-def _cells(scored: Metrics | Mean, classes: int | str) -> tuple[str, ...]:
+def _cells(scored: Scores | Mean, classes: int | str) -> tuple[str, ...]:
     low, high = scored.interval
-    shares = (scored.chance, scored.top1, scored.mean_per_class)
+    shares = (scored.chance, scored.top1, scored.mean_per_class, scored.macro_f1)
     return (
         str(scored.images),
         str(classes),
@@ -329,47 +253,73 @@ def as_json(results: Sequence[Result], model: Any) -> dict[str, Any]:
       results: as from `evaluate`.
       model: an `inference.Model`, or anything with its `workdir`, `step`, `use`, `code_version`.
     """
-    checkpoint = {"workdir": str(model.workdir), "step": int(model.step), "use": model.use}
-    identity = {"model": Path(model.workdir).name, "pretrained": f"step {model.step}, {model.use}"}
     return {
-        "checkpoint": checkpoint,
+        "checkpoint": {"workdir": str(model.workdir), "step": int(model.step), "use": model.use},
         "code_version": model.code_version,
         "image_size": int(model.image_size),
-        "prompts": {"order": ORDER},
+        "prompts": {"kind": ENSEMBLE, "order": ORDERS[0]},
         "interval": "Wilson, 95 %",
-        "means": [vars(mean) for mean in means(results)],
-        "results": [_record(result, identity) for result in results],
+        "means": [asdict(mean) for mean in means(results)],
+        "results": [record(result, model) for result in results],
     }
 
 
-def _record(result: Result, identity: dict[str, str]) -> dict[str, Any]:
-    task, scored = result.task, result.metrics
-    record = {
+def identity(task: Task, model: Any, kind: str) -> dict[str, Any]:
+    """The part of a record that says what was asked of whom: CLIP_benchmark's keys but `metrics`, and the task.
+
+    Args:
+      task: what was asked.
+      model: as for `as_json`.
+      kind: "zeroshot_classification", "linear_probe", ...
+    """
+    return {
         "dataset": task.name,
-        **identity,
-        "task": "zeroshot_classification",
+        "model": Path(model.workdir).resolve().name,
+        "pretrained": f"step {int(model.step)}, {model.use}",
+        "task": kind,
         "language": "en",
         "metrics": None,
         "group": task.group,
         "domain": task.domain,
         "split": task.split,
+        "photos": {"typed": task.spec, "fingerprint": task.fingerprint},
         "class_keys": list(task.class_keys),
         "class_names": list(task.class_names),
+    }
+
+
+def record(result: Result, model: Any) -> dict[str, Any]:
+    """The record of a result, ready for JSON."""
+    task, scored, answers = result.task, result.metrics, result.answers
+    said = identity(task, model, "zeroshot_classification") | {
         "class_phrases": list(task.phrases),
         "templates": list(task.templates),
         "unreadable": [{"source": source, "why": why} for source, why in result.unreadable],
     }
     if not scored:
-        return {**record, "not_scored": result.reason}
+        return {**said, "not_scored": result.reason}
+    of_class = np.bincount(answers.labels, minlength=answers.classes)
+    right = np.bincount(answers.labels[answers.right], minlength=answers.classes)
     return {
-        **record,
-        "metrics": {"acc1": scored.top1, "acc5": scored.top5, "mean_per_class_recall": scored.mean_per_class},
+        **said,
+        "metrics": {
+            "acc1": scored.top1,
+            "acc5": scored.top5,
+            "mean_per_class_recall": scored.mean_per_class,
+            "macro_f1": scored.macro_f1,
+        },
         "images": scored.images,
-        "images_per_class": scored.confusion.sum(axis=1).tolist(),
         "chance": scored.chance,
         "interval": list(scored.interval),
-        "recall": [None if math.isnan(share) else share for share in scored.recall],
-        "confusion": scored.confusion.tolist(),
+        "bootstrap": {name: list(ends) for name, ends in scored.bootstrap.items()},
+        "images_per_class": of_class.tolist(),
+        "recall": [float(hits / count) if count else None for hits, count in zip(right, of_class, strict=True)],
+        "logit_scale": model.logit_scale,
+        "sources": list(result.sources),
+        "labels": answers.labels.tolist(),
+        "predicted": answers.predicted.tolist(),
+        "confidence": [round(float(share), 4) for share in answers.confidence],
+        **result.details,
     }
 
 
@@ -379,13 +329,4 @@ def write(results: Sequence[Result], path: Path | str, model: Any) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    text = json.dumps(as_json(results, model), indent=1, ensure_ascii=False, allow_nan=False)
-    # A row of numbers becomes one line; no string matches, for a string in JSON holds no newline.
-    text = re.sub(r"\[\n([-+.,\deEnul\s]+)\]", lambda row: f"[{' '.join(row[1].split())}]", text)
-    write_whole(path, text + "\n")
-
-
-def _finite(embeddings: np.ndarray, kind: str) -> np.ndarray:
-    if not np.isfinite(embeddings).all():
-        raise RunFailure(f"the model gave {kind} embeddings that are not finite: its parameters are damaged")
-    return np.asarray(embeddings, np.float64)
+    write_json(path, as_json(results, model))

@@ -1,0 +1,254 @@
+"""What a model sees in the photos of a task, in one pass: every measure is made of it.
+
+The pass is kept on disk in parts, under a key of the model, the photos and how they are prepared. So a second measure
+costs no second pass, and one that was killed goes on where it was.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from agriclip_jax.data import views
+from agriclip_jax.data.records import parallel_map
+from agriclip_jax.errors import RunFailure, UserError
+from agriclip_jax.evaluate.tasks import Photo, Task
+from agriclip_jax.files import write_whole
+
+PREPARATION = "views.load_view: upright, RGB, short side resized (bicubic), centre square"
+BATCH = 64  # photos that a model looks at together
+PART = 16 * BATCH  # photos of a part on disk
+
+
+class Embedder(Protocol):
+    """What evaluation needs of a model; `inference.Model` is one."""
+
+    image_size: int
+    logit_scale: float
+    fingerprint: str
+
+    def look(self, images: np.ndarray) -> tuple[Any, Any]:
+        """uint8 [n, size, size, 3], n <= `BATCH` -> features float32 [n, width], L2-normalised embeddings [n, d].
+
+        The arrays may still be on their way.
+        """
+
+    def embed_texts(self, texts: Sequence[str], *, normalise: bool = True) -> np.ndarray:
+        """-> float32 [n, d], L2-normalised unless told otherwise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The readable photos of a task as a model sees them, in the task's order.
+
+    Attributes:
+      features: float32 [n, width], of the image tower before its projection.
+      embeddings: float32 [n, d], L2-normalised.
+      labels: int64 [n]; -1 for a photo without a label.
+      positions: int64 [n], places among all photos of the task.
+      sources: paths of the photos.
+      captions: of each photo its own ones.
+      unreadable: (path, why) of the photos that were left out.
+    """
+
+    features: np.ndarray
+    embeddings: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    sources: tuple[str, ...]
+    captions: tuple[tuple[str, ...], ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def only(self, rows: np.ndarray) -> "Features":
+        """The photos of these rows."""
+        columns = (column[rows] for column in (self.features, self.embeddings, self.labels, self.positions))
+        texts = (tuple(column[row] for row in rows) for column in (self.sources, self.captions))
+        return Features(*columns, *texts, self.unreadable)
+
+
+def of_task(
+    model: Embedder,
+    task: Task,
+    *,
+    cache: Path | str | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Features:
+    """The features of a task's photos: read from the cache as far as they are there, and put there else.
+
+    Args:
+      model: anything that is an `Embedder`.
+      task: as from `tasks.load_tasks`.
+      cache: a folder for the passes of any number of models and tasks; None keeps nothing.
+      progress: called with the number of photos done since the last call.
+
+    Raises:
+      RunFailure: the model gave an embedding that is not finite.
+      UserError: the cache cannot be written.
+    """
+    folder = Path(cache) / key(model, task) if cache else None
+    parts: list[Features] = []
+    done = 0
+    while folder and (part := _read(folder / f"{len(parts):05}.npz")):
+        parts.append(part)
+        done += _count(part)
+        progress(_count(part))
+    photos = islice(task.photos(), done, None)  # those that are skipped are not decoded
+    while count := _count(part := _pass(model, islice(photos, PART), done, progress)):
+        if folder:
+            _write(folder / f"{len(parts):05}.npz", part)
+        parts.append(part)
+        done += count
+    return _joined(parts, task.unreadable)
+
+
+def key(model: Embedder, task: Task) -> str:
+    """What decides a pass, hashed: the model, the photos and their labels, and how photos are prepared."""
+    said = [model.fingerprint, model.image_size, PREPARATION, task.fingerprint, task.split, task.class_keys]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]
+
+
+def see(
+    model: Embedder,
+    photos: Iterable[bytes | Exception],
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, str]]:
+    """Looks at photos in one pass; the next ones are decoded in threads while the model is at work.
+
+    Args:
+      model: anything with `look` and `image_size`.
+      photos: encoded photos; an exception stands for one that could not be read.
+      progress: called with the number of photos done since the last call.
+
+    Returns:
+      float32 [n, width] features and float32 [n, d] embeddings of the readable photos, int64 [n] their positions, and
+      {position: why} of the others.
+
+    Raises:
+      RunFailure: the model gave an embedding that is not finite.
+    """
+
+    def view(photo: bytes | Exception) -> np.ndarray | str:
+        if isinstance(photo, Exception):
+            return getattr(photo, "strerror", None) or str(photo)
+        try:
+            return views.load_view(photo, model.image_size)
+        except UserError as error:
+            return str(error)
+
+    kept, unreadable = [], {}
+
+    def readable() -> Iterator[np.ndarray]:
+        for position, pixels in enumerate(parallel_map(view, photos)):
+            if isinstance(pixels, str):
+                unreadable[position] = pixels
+            else:
+                kept.append(position)
+                yield pixels
+            progress(1)
+
+    features, embeddings = look(model, readable())
+    return features, embeddings, np.array(kept, np.int64), unreadable
+
+
+def look(model: Embedder, shown: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [n, width] features and float32 [n, d] embeddings of n views, uint8 [size, size, 3] each.
+
+    Raises:
+      RunFailure: the model gave an embedding that is not finite.
+    """
+    seen, looking, shown = [], None, iter(shown)
+    while batch := list(islice(shown, BATCH)):
+        ahead = model.look(np.stack(batch))  # is computed while the one before is fetched
+        seen += [tuple(map(np.asarray, looking))] if looking else []
+        looking = ahead
+    seen += [tuple(map(np.asarray, looking))] if looking else [(np.zeros((0, 0), np.float32),) * 2]
+    features, embeddings = (np.concatenate(column) for column in zip(*seen, strict=True))
+    return finite(features, "image"), finite(embeddings, "image")
+
+
+def finite(embeddings: np.ndarray, kind: str) -> np.ndarray:
+    """The embeddings, when all of them are numbers.
+
+    Raises:
+      RunFailure: they are not.
+    """
+    if not np.isfinite(embeddings).all():
+        raise RunFailure(f"the model gave {kind} embeddings that are not finite: its parameters are damaged")
+    return embeddings
+
+
+def _pass(model: Embedder, photos: Iterable[Photo], start: int, progress: Callable[[int], None]) -> Features:
+    about: list[Photo] = []
+
+    def images() -> Iterator[bytes]:
+        for photo in photos:
+            about.append(photo._replace(image=b""))
+            yield photo.image
+
+    features, embeddings, kept, errors = see(model, images(), progress=progress)
+    return Features(
+        features=features,
+        embeddings=embeddings,
+        labels=np.array([about[row].label for row in kept], np.int64),
+        positions=start + kept,
+        sources=tuple(about[row].source for row in kept),
+        captions=tuple(about[row].captions for row in kept),
+        unreadable=tuple((about[row].source, why) for row, why in errors.items()),
+    )
+
+
+def _count(part: Features) -> int:
+    return len(part) + len(part.unreadable)
+
+
+def _joined(parts: Sequence[Features], unreadable: Sequence[tuple[str, str]]) -> Features:
+    """The parts as one; those in which no photo is readable have no width."""
+    full = [part for part in parts if len(part)]
+    empty = (np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    columns = zip(*((p.features, p.embeddings, p.labels, p.positions) for p in full), strict=True) if full else ()
+    return Features(
+        *([np.concatenate(column) for column in columns] or empty),
+        sources=tuple(source for part in full for source in part.sources),
+        captions=tuple(texts for part in full for texts in part.captions),
+        unreadable=(*unreadable, *(problem for part in parts for problem in part.unreadable)),
+    )
+
+
+def _write(file: Path, part: Features) -> None:
+    texts = {"sources": part.sources, "captions": part.captions, "unreadable": part.unreadable}
+    data = io.BytesIO()
+    np.savez(
+        data,
+        features=part.features,
+        embeddings=part.embeddings,
+        labels=part.labels,
+        positions=part.positions,
+        texts=np.frombuffer(json.dumps(texts).encode(), np.uint8),
+    )
+    write_whole(file, data.getvalue())
+
+
+def _read(file: Path) -> Features | None:
+    """A part; None when it is not there, or damaged, and is to be made anew."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            texts = json.loads(stored["texts"].tobytes())
+            return Features(
+                *(stored[name] for name in ("features", "embeddings", "labels", "positions")),
+                sources=tuple(texts["sources"]),
+                captions=tuple(map(tuple, texts["captions"])),
+                unreadable=tuple(map(tuple, texts["unreadable"])),
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

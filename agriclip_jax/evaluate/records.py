@@ -1,0 +1,140 @@
+"""What evaluations left on disk, read back without a model: one run's records, and a table of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agriclip_jax.errors import UserError
+from agriclip_jax.evaluate.zeroshot import screen
+from agriclip_jax.files import read_record
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of a checkpoint.
+
+    Attributes:
+      folder: where they lie.
+      workdir: the run's own folder.
+      checkpoint: workdir, step, use and fingerprint, as they were at evaluation.
+      records: measure -> task or group -> record.
+    """
+
+    folder: Path
+    workdir: Path
+    checkpoint: Mapping[str, Any]
+    records: Mapping[str, Mapping[str, Record]]
+
+    @property
+    def name(self) -> str:
+        """As people tell runs apart: the name of the workdir."""
+        return self.workdir.resolve().name
+
+    def of(self, measure: str) -> Mapping[str, Record]:
+        """The records of a measure by task or group, also those that say why they were not scored."""
+        return self.records.get(measure, {})
+
+    def scored(self, measure: str) -> dict[str, Record]:
+        """The records of a measure that have scores."""
+        return {name: record for name, record in self.of(measure).items() if "not_scored" not in record}
+
+
+def read(path: Path | str) -> Run:
+    """The records in a folder that a suite made, or those of a run's newest suite when `path` is its workdir.
+
+    Raises:
+      UserError: there are none, or one is damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder; give a run's workdir, or a folder in its evaluations/")
+    folder = path
+    if (path / "evaluations").is_dir():
+        folders = [each for each in (path / "evaluations").iterdir() if any(each.glob("*.*.json"))]
+        if folders:
+            folder = max(folders, key=lambda each: max(file.stat().st_mtime_ns for file in each.glob("*.*.json")))
+    records: dict[str, dict[str, Record]] = {}
+    for file in sorted(folder.glob("*.*.json")):
+        record = read_record(file, "key", "checkpoint", "dataset", "task")
+        records.setdefault(file.name.split(".")[-2], {})[record["dataset"]] = record
+    if not records:
+        raise UserError(f"{path} holds no evaluation; make one with tools/evaluate.py --suite=FILE --ckpt={path}")
+    checkpoint = next(iter(next(iter(records.values())).values()))["checkpoint"]
+    return Run(folder, folder.parent.parent, checkpoint, records)
+
+
+def groups(runs: Iterable[Run]) -> list[str]:
+    """The groups of tasks in any of the runs: in-domain, downstream, then others by name."""
+    found = {record["group"] for run in runs for of in run.records.values() for record in of.values()}
+    return sorted(found, key=lambda group: ({"in-domain": 0, "downstream": 1}.get(group, 2), group))
+
+
+def top1(record: Record, measure: str) -> float:
+    """The headline of a record of a task: of k-NN that of 20 neighbours, of few-shot that of ridge with 16 images."""
+    metrics = record["metrics"]
+    return metrics[
+        {"knn": "acc1_k20", "few_shot": "acc1_ridge_16", "robustness": "acc1_corrupted"}.get(measure, "acc1")
+    ]
+
+
+COLUMNS = {
+    "zeroshot": "zero-shot",
+    "knn": "20-NN",
+    "linear": "linear",
+    "few_shot": "16-shot",
+    "robustness": "zero-shot, corrupted",
+}
+
+
+def show(runs: Sequence[Run]) -> None:
+    """Prints for each run the top-1 of its tasks by every measure, the means of groups, and retrieval; in per cent."""
+    from rich.markup import escape
+
+    for run in runs:
+        console, table = screen()
+        shown = [measure for measure in COLUMNS if run.of(measure)]
+        table.add_column("task", overflow="fold")
+        for column in ("images", "classes", "chance", *(COLUMNS[measure] for measure in shown)):
+            table.add_column(column, justify="right")
+        for group in groups([run]):
+            table.add_section()
+            rows = {name: record for name, record in run.scored("zeroshot").items() if record["group"] == group}
+            for name, record in rows.items():
+                cells = [str(record["images"]), str(len(record["class_names"])), percent(record["chance"])]
+                found = [run.scored(measure).get(name) for measure in shown]
+                cells += [
+                    percent(top1(each, measure)) if each else "" for each, measure in zip(found, shown, strict=True)
+                ]
+                table.add_row(escape(name), *cells)
+            if rows:
+                chance = percent(np.mean([record["chance"] for record in rows.values()]))
+                means = [percent(mean(run, measure, group)) for measure in shown]
+                table.add_row(f"mean, {escape(group)} ({len(rows)})", "", "", chance, *means, style="bold")
+        console.print(f"{escape(run.name)}, step {run.checkpoint['step']}, {run.checkpoint['use']}: top-1 in %")
+        console.print(table)
+        for group, record in run.scored("retrieval").items():
+            parts = {
+                way: ", ".join(f"R@{k} {percent(share)}" for k, share in record[key]["recall"].items())
+                for way, key in (("photo to text", "image_to_text"), ("text to photo", "text_to_image"))
+            }
+            said = "; ".join(f"{way} {shares}" for way, shares in parts.items())
+            console.print(f"retrieval, {escape(group)}: {said}; mean {percent(record['metrics']['mean_recall'])}")
+        for name, record in run.of("zeroshot").items():
+            if "not_scored" in record:
+                console.print(f"not scored: {escape(name)}, {escape(record['not_scored'])}", soft_wrap=True)
+
+
+def mean(run: Run, measure: str, group: str) -> float | None:
+    """The mean headline of the scored tasks of a group, every task with the same weight; None where there is none."""
+    found = [top1(record, measure) for record in run.scored(measure).values() if record["group"] == group]
+    return float(np.mean(found)) if found else None
+
+
+def percent(share: float | None) -> str:
+    """ "12.3"; empty for None."""
+    return "" if share is None else f"{100 * share:.1f}"
