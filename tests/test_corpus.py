@@ -1,6 +1,7 @@
 """The embedded corpus: what it promises about its classes, captions, boxes, splits and its place on disk."""
 
 import io
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -163,6 +164,20 @@ def test_boxes_hold_what_differs_from_the_same_leaf_healthy(crop, symptom):
         boxed[top:bottom, left:right] = True
         assert changed[top:bottom, left:right].mean() > 0.1
     assert changed.any() and (changed & boxed).sum() > 0.8 * changed.sum()
+
+
+@pytest.mark.parametrize("crop", leaves.CROPS)
+@pytest.mark.parametrize("symptom", leaves.SYMPTOMS)
+def test_lesions_lie_in_the_boxes_of_the_very_same_picture(crop, symptom):
+    kind = kind_named(leaves.class_name(crop, symptom))
+    pixels, lesion = corpus.lesions(kind, "test", 2)
+    same, canvas, _ = corpus.picture(kind, "test", 2)
+    np.testing.assert_array_equal(pixels, same)
+    assert lesion.shape == (64, 64) and lesion.dtype == bool and lesion.any() == (symptom != "healthy")
+    boxed = np.zeros_like(lesion)
+    for top, left, bottom, right in canvas.boxes:
+        boxed[math.floor(64 * top) : math.ceil(64 * bottom), math.floor(64 * left) : math.ceil(64 * right)] = True
+    assert (lesion & ~boxed).sum() <= 0.1 * lesion.sum(), "only marks of next to nothing have no box"
 
 
 # ---- on disk

@@ -197,3 +197,40 @@ def test_the_named_sizes_have_the_published_parameter_counts():
         network = encoders.image_tower(vit.ViTConfig(encoders.block_config(size), patch, 224, embed_dim=0))
         count = sum(np.prod(s.shape) for s in jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0))))
         assert abs(count / 1e6 - millions) < 0.01 * millions, (size, count)
+
+
+@pytest.mark.parametrize("pool", ["mean", "attention"])
+def test_the_dense_embedding_of_a_photo_of_one_patch_is_that_of_the_photo(pool):
+    network, params = tower(pool)
+    images = pixels(size=8)
+    whole = network(params, network(params, images).pooled, method="embed")
+    np.testing.assert_allclose(network(params, images, method="dense")[:, 0, 0], whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", vit.POOLS)
+def test_dense_embeddings_are_one_of_length_1_for_each_patch_of_any_grid(pool):
+    network, params = tower(pool, registers=2)
+    found = network(params, np.concatenate([pixels(size=32), pixels(size=32)], axis=2), method="dense")
+    assert found.shape == (2, 4, 8, 16)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer_scale", [0.0, 0.3])
+def test_with_a_class_token_a_patch_is_its_value_in_the_last_block(layer_scale):
+    network, params = tower("cls", registers=1, blocks={"layer_scale": layer_scale})
+    layer, final = jax.tree.map(lambda p: np.asarray(p[-1], np.float64), params["blocks"]), params["norm"]
+    if layer_scale:
+        gains = params["blocks"]["scale1"] = np.random.default_rng(0).random((3, 32)).astype(np.float32)
+        layer["scale1"] = gains[-1]
+    _, entering = nnx.merge(network.graph, params)._before_last(pixels())
+
+    def norm(x, p):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * np.asarray(p["scale"]) + np.asarray(p["bias"])
+
+    qkv = norm(np.asarray(entering, np.float64), layer["norm1"]) @ layer["attention"]["qkv"]["kernel"]
+    values = (qkv + layer["attention"]["qkv"]["bias"])[..., 64:]
+    values = values @ layer["attention"]["out"]["kernel"] + layer["attention"]["out"]["bias"]
+    values = norm(values * layer.get("scale1", 1), final)[:, 2:] @ np.asarray(params["projection"]["kernel"])
+    values /= np.linalg.norm(values, axis=-1, keepdims=True)
+    np.testing.assert_allclose(network(params, pixels(), method="dense").reshape(2, 16, 16), values, atol=1e-4)

@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from sklearn import metrics as sk
 
-from agriclip_jax.evaluate import measures
+from agriclip_jax.evaluate import measures, statistics
 
 seeds = st.integers(0, 2**32 - 1)
 counts = st.integers(1, 40)
@@ -162,12 +162,12 @@ def test_the_same_seed_gives_the_same_intervals_and_another_gives_others():
 )
 def test_wilson_interval_equals_published_values(hits, count, low, high):
     # R: prop.test(hits, count, correct = FALSE)$conf.int
-    assert measures.wilson(hits, count) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+    assert statistics.wilson(hits, count) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
 
 
 def test_the_wilson_interval_covers_the_truth_about_95_times_in_100():
     draws = np.random.default_rng(0).binomial(200, 0.3, 4000)
-    covered = np.mean([low <= 0.3 <= high for low, high in (measures.wilson(int(hits), 200) for hits in draws)])
+    covered = np.mean([low <= 0.3 <= high for low, high in (statistics.wilson(int(hits), 200) for hits in draws)])
     assert 0.94 < covered < 0.96
 
 
@@ -177,17 +177,17 @@ def test_the_wilson_interval_covers_the_truth_about_95_times_in_100():
 def test_the_confusion_and_its_largest_cells_equal_scikit_learns(count, classes, seed):
     rng = np.random.default_rng(seed)
     labels, predicted = rng.integers(0, classes, (2, count))
-    cells = measures.confusion(labels, predicted, classes)
+    cells = statistics.confusion(labels, predicted, classes)
     np.testing.assert_array_equal(cells, sk.confusion_matrix(labels, predicted, labels=np.arange(classes)))
     assert cells.dtype == np.int64
     mistakes = [(t, p, int(n)) for (t, p), n in np.ndenumerate(cells) if t != p and n]
     mistakes.sort(key=lambda mistake: (-mistake[2], mistake[:2]))
-    assert measures.confused_pairs(labels, predicted, 3) == mistakes[:3]
+    assert statistics.confused_pairs(labels, predicted, 3) == mistakes[:3]
 
 
 def test_the_largest_mistakes_of_very_many_classes_need_no_matrix_of_them():
     labels, predicted = np.array([10**9, 10**9, 5, 7]), np.array([3, 3, 10**9, 7])
-    assert measures.confused_pairs(labels, predicted, 9) == [(10**9, 3, 2), (5, 10**9, 1)]
+    assert statistics.confused_pairs(labels, predicted, 9) == [(10**9, 3, 2), (5, 10**9, 1)]
 
 
 def expected_calibration_error(confidence, right):
@@ -394,7 +394,7 @@ def table(gained, lost, both, neither):
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30), st.integers(1, 30))
 def test_a_paired_difference_is_mcnemars_test_and_turns_its_sign_with_the_models(gained, lost, both, neither):
     a, b = table(gained, lost, both, neither)
-    found, turned = measures.paired_difference(a, b), measures.paired_difference(b, a)
+    found, turned = statistics.paired_difference(a, b), statistics.paired_difference(b, a)
     assert found.difference == pytest.approx(b.mean() - a.mean())
     low, high = found.interval
     assert -1 <= low <= found.difference <= high <= 1 and low < high
@@ -406,11 +406,11 @@ def test_a_paired_difference_is_mcnemars_test_and_turns_its_sign_with_the_models
 
 def test_the_interval_of_a_paired_difference_is_agresti_and_mins():
     # Agresti & Min (2005): Wald's with half an image more in each cell, here 86 and 150 of 1600 that differ.
-    low, high = measures.paired_difference(*table(86, 150, 794, 570)).interval
+    low, high = statistics.paired_difference(*table(86, 150, 794, 570)).interval
     centre, changed = (86.5 - 150.5) / 1602, (86.5 + 150.5) / 1602
     half = stats.norm.ppf(0.975) * math.sqrt((changed - centre**2) / 1602)
     assert (low, high) == pytest.approx((centre - half, centre + half))
-    assert measures.paired_difference(*table(0, 0, 3, 0)).interval[1] > 0.2  # three images prove little
+    assert statistics.paired_difference(*table(0, 0, 3, 0)).interval[1] > 0.2  # three images prove little
 
 
 def test_paired_intervals_cover_the_truth_and_the_p_value_of_no_difference_is_rarely_small():
@@ -420,42 +420,43 @@ def test_paired_intervals_cover_the_truth_and_the_p_value_of_no_difference_is_ra
         for count in (40, 80, 300):
             cells = rng.multinomial(count, [0.2, 0.1, 0.5, 0.2])
             pairs.append(table(*cells))
-        low, high = measures.paired_difference(*pairs[1]).interval
+        low, high = statistics.paired_difference(*pairs[1]).interval
         covered += low <= 0.1 <= high
-        low, high = measures.paired_mean_difference(pairs).interval
+        low, high = statistics.paired_mean_difference(pairs).interval
         mean_covered += low <= 0.1 <= high
         even = [table(*rng.multinomial(count, [0.1, 0.1, 0.6, 0.2])) for count in (40, 80, 300)]
-        small += measures.paired_mean_difference(even).p_value <= 0.05
+        small += statistics.paired_mean_difference(even).p_value <= 0.05
     assert 0.9 < covered / 200 <= 1 and 0.9 < mean_covered / 200 <= 1
     assert small / 200 < 0.1
 
 
 def test_the_mean_difference_weighs_tasks_equally_and_for_one_task_is_the_paired_difference():
     small, large = table(3, 0, 4, 3), table(10, 40, 400, 50)
-    mean = measures.paired_mean_difference([small, large])
+    mean = statistics.paired_mean_difference([small, large])
     assert mean.difference == pytest.approx((0.3 - 30 / 500) / 2)
     assert mean.interval[0] < mean.difference < mean.interval[1]
     for pair in (small, large, table(12, 5, 10, 10)):
-        one, alone = measures.paired_mean_difference([pair]), measures.paired_difference(*pair)
+        one, alone = statistics.paired_mean_difference([pair]), statistics.paired_difference(*pair)
         assert one.difference == pytest.approx(alone.difference)
         assert one.p_value == pytest.approx(alone.p_value, abs=0.02)
-    assert measures.paired_mean_difference([large]).interval == pytest.approx(
-        measures.paired_difference(*large).interval, abs=0.005
+    assert statistics.paired_mean_difference([large]).interval == pytest.approx(
+        statistics.paired_difference(*large).interval, abs=0.005
     )
 
 
 def test_models_that_never_differ_have_a_p_value_of_one():
-    for found in (measures.paired_difference(*table(0, 0, 2, 3)), measures.paired_mean_difference([table(0, 0, 2, 3)])):
+    never = table(0, 0, 2, 3)
+    for found in (statistics.paired_difference(*never), statistics.paired_mean_difference([never])):
         assert (found.difference, found.p_value) == (0, 1)
 
 
 def test_a_gain_in_every_task_is_unlikely_to_be_chance():
-    assert measures.paired_mean_difference([table(9, 1, 20, 20)] * 5).p_value == 1e-4  # the least it can say
+    assert statistics.paired_mean_difference([table(9, 1, 20, 20)] * 5).p_value == 1e-4  # the least it can say
 
 
 def test_the_interval_of_a_mean_over_seeds_is_students():
     values = [0.61, 0.64, 0.58, 0.65, 0.62]
     expected = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
-    assert measures.mean_interval(values) == pytest.approx((0.62, *expected))
-    assert measures.mean_interval([0.4]) == (0.4, None, None)
-    assert measures.mean_interval([0.4, 0.4]) == pytest.approx((0.4, 0.4, 0.4))
+    assert statistics.mean_interval(values) == pytest.approx((0.62, *expected))
+    assert statistics.mean_interval([0.4]) == (0.4, None, None)
+    assert statistics.mean_interval([0.4, 0.4]) == pytest.approx((0.4, 0.4, 0.4))

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from agriclip_jax.evaluate import probe
-from agriclip_jax.evaluate.measures import wilson
+from agriclip_jax.evaluate.statistics import wilson
 
 NONE = np.zeros((0, 6), np.float32), np.zeros(0, np.int64)  # features and labels of no image
 

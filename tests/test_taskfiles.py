@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from agriclip_jax.data import catalogue, corpus
 from agriclip_jax.data.survey import survey
 from agriclip_jax.errors import UserError
-from agriclip_jax.evaluate import measures, taskfiles, zeroshot
+from agriclip_jax.evaluate import statistics, taskfiles, zeroshot
 from agriclip_jax.evaluate.taskfiles import (
     COLUMNS,
     MAX_BYTES,
@@ -420,7 +420,7 @@ def test_a_folder_of_clip_benchmark_is_scored_end_to_end(exported):
     )
     (result,) = zeroshot.evaluate(ColourModel(), [task])
     assert result.metrics.images == 5 and result.metrics.top1 == 4 / 5
-    confusion = measures.confusion(result.answers.labels, result.answers.predicted, len(keys))
+    confusion = statistics.confusion(result.answers.labels, result.answers.predicted, len(keys))
     assert confusion[[0, 0, 1, 10], [0, 1, 1, 10]].tolist() == [1, 1, 2, 1]
     assert "wds_apples/1.tar/s0000001.jpg" in {photo.source for photo in task.photos()}
 

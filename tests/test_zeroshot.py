@@ -8,7 +8,7 @@ import pytest
 from colour_model import ColourModel, folder, photos
 
 from agriclip_jax.errors import RunFailure, UserError
-from agriclip_jax.evaluate import measures, zeroshot
+from agriclip_jax.evaluate import measures, statistics, zeroshot
 from agriclip_jax.evaluate.tasks import Photo, Task, load_tasks
 
 
@@ -32,7 +32,7 @@ def test_wrong_answers_are_seen_as_wrong(tmp_path):
     path = folder(tmp_path / "fruit", {"red_apple": photos("green", 3), "green_apple": photos("green", 1)})
     (result,) = zeroshot.evaluate(ColourModel(), load_tasks(str(path)))
     assert result.task.class_keys == ("green_apple", "red_apple")
-    assert measures.confusion(result.answers.labels, result.answers.predicted, 2).tolist() == [[1, 0], [3, 0]]
+    assert statistics.confusion(result.answers.labels, result.answers.predicted, 2).tolist() == [[1, 0], [3, 0]]
     assert (result.metrics.top1, result.metrics.mean_per_class) == (0.25, 0.5)
 
 
@@ -118,10 +118,10 @@ def test_a_result_file_says_enough_to_compute_every_number_again(tmp_path):
     assert (scored["dataset"], scored["split"], scored["group"]) == ("fruit", "all", "downstream")
     assert left_out["metrics"] is None and "one class" in left_out["not_scored"]
     labels, predicted = np.array(scored["labels"]), np.array(scored["predicted"])
-    confusion = measures.confusion(labels, predicted, len(scored["class_names"]))
+    confusion = statistics.confusion(labels, predicted, len(scored["class_names"]))
     assert scored["images_per_class"] == confusion.sum(axis=1).tolist() and scored["images"] == 14
     assert scored["metrics"]["acc1"] == confusion.trace() / confusion.sum() == 12 / 14
-    assert scored["interval"] == list(measures.wilson(int(confusion.trace()), 14))
+    assert scored["interval"] == list(statistics.wilson(int(confusion.trace()), 14))
     assert scored["chance"] == 1 / len(scored["class_names"])
     assert [entry["source"] for entry in scored["unreadable"]] == ["fruit/pink/000.jpg"]
     assert file["means"][0]["top1"] == scored["metrics"]["acc1"]

@@ -9,17 +9,14 @@ Photos are files, folders or quoted globs. Without --cls the answers are the cla
 import argparse
 import sys
 
+from agriclip_jax import commands
 from agriclip_jax.errors import UserError, exit_on_user_error
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", metavar="PHOTOS", help="files, folders or globs")
-    parser.add_argument("--ckpt", required=True, metavar="WORKDIR", help="the run's folder")
-    parser.add_argument(
-        "--step", metavar="N|best", help="checkpoint to take, `best` by its validation score (default: the newest)"
-    )
-    parser.add_argument("--use", default="student", help="student or teacher (default: %(default)s)")
+    commands.add_checkpoint(parser)
     parser.add_argument("--cls", metavar="a,b,c", help="classes to choose from, or a text file with one a line")
     parser.add_argument("--k", type=int, default=3, help="how many classes to name for a photo (default: %(default)s)")
     parser.add_argument("--output", metavar="x.csv", help="write a CSV file there instead of printing a table")
@@ -38,19 +35,12 @@ def main() -> int:
     files = predict.find_photos(arguments.photos)
     classes = predict.given_classes(arguments.cls) if arguments.cls is not None else None
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from agriclip_jax import inference
 
     model = inference.load(arguments.ckpt, step=arguments.step, use=arguments.use)
     classes = classes or predict.trained_classes(tasks.known_classes(arguments.ckpt))
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        photos = bar.add_task("photos", total=len(files))
-        predictions = predict.predict(
-            model, files, classes, k=arguments.k, progress=lambda done: bar.advance(photos, done)
-        )
+    with commands.progress("photos", len(files)) as advance:
+        predictions = predict.predict(model, files, classes, k=arguments.k, progress=advance)
     bad = sum(bool(prediction.error) for prediction in predictions)
     if arguments.output:
         write_whole(arguments.output, predict.as_csv(predictions))

@@ -143,6 +143,11 @@ class Block(nnx.Module):
         x = x + self._gain(attended, 0, keep)
         return x + self._gain(self.mlp(self.norm2(x)), 1, keep)
 
+    def own_values(self, x: jax.Array) -> jax.Array:
+        """What attention would add to each token of `x` [batch, tokens, width] if every token saw itself alone."""
+        _, _, values = self.attention.heads_of(self.norm1(x))
+        return self._gain(self.attention.out(values.reshape(x.shape)), 0, None)
+
     def _gain(self, y: jax.Array, which: int, keep: tuple[jax.Array, jax.Array] | None) -> jax.Array:
         if self.has_scale:
             y = y * (self.scale2 if which else self.scale1)[...].astype(y.dtype)

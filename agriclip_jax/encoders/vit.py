@@ -119,22 +119,48 @@ class ViT(nnx.Module):
         """
         config = self.config
         rows, columns = images.shape[1] // config.patch, images.shape[2] // config.patch
-        x = self._tokens(images, None)
-        last = jax.tree.map(lambda p: p[-1], self.blocks)
         if config.pool == "attention":
-            x = self.norm(layers.run(self.blocks, x, config.blocks))
+            x = self.norm(layers.run(self.blocks, self._tokens(images, None), config.blocks))
             weights, _ = self.head.weights_and_values(x)
         else:
-            x = (
-                layers.run(jax.tree.map(lambda p: p[:-1], self.blocks), x, config.blocks)
-                if config.blocks.depth > 1
-                else x
-            )
+            last, x = self._before_last(images)
             q, k, _ = last.attention.heads_of(last.norm1(x))
             logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)
             weights = weights[:, :, 0] if config.pool == "cls" else weights[:, :, self._extra :].mean(2)
         return weights[..., self._extra :].reshape(*weights.shape[:2], rows, columns)
+
+    def dense(self, images: jax.Array) -> jax.Array:
+        """Where each patch lies in the embedding space.
+
+        Each stands for what the pooled feature would be if its last look had been at that patch alone: with attention
+        pooling the head's output for it, with mean pooling the patch token itself, both projected. A class token looks
+        in the last block: there it is the patch's value (MaskCLIP, arXiv 2112.01071) without the residual and the MLP
+        (ClearCLIP, arXiv 2407.12442), through the last layer norm and the projection. Towers trained on photos point
+        better so than by the last block's patch tokens, which no loss has tied to texts.
+
+        Args:
+          images: uint8 [batch, height, width, 3], as for a call.
+
+        Returns:
+          float32 [batch, grid rows, grid columns, embed_dim], L2-normalised.
+        """
+        batch, height, width, _ = images.shape
+        if self.config.pool == "cls":
+            last, x = self._before_last(images)
+            patches = self.norm(last.own_values(x))[:, self._extra :]
+        else:
+            patches = self(images).patches
+        if self.config.pool == "attention":
+            patches = self.head(patches.reshape(-1, 1, patches.shape[-1]))
+        return self.embed(patches).reshape(batch, height // self.config.patch, width // self.config.patch, -1)
+
+    def _before_last(self, images: jax.Array) -> tuple[layers.Block, jax.Array]:
+        """The last block, and the tokens that enter it."""
+        x = self._tokens(images, None)
+        if self.config.blocks.depth > 1:
+            x = layers.run(jax.tree.map(lambda p: p[:-1], self.blocks), x, self.config.blocks)
+        return jax.tree.map(lambda p: p[-1], self.blocks), x
 
     @property
     def _extra(self) -> int:

@@ -15,6 +15,7 @@ from agriclip_jax.data.sources.files import PHOTO_ENDINGS, printable, read_file
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import features, zeroshot
 from agriclip_jax.evaluate.features import Embedder
+from agriclip_jax.evaluate.terminal import screen
 
 COLUMNS = ("file", "rank", "class", "probability", "error")
 
@@ -162,7 +163,7 @@ def show(predictions: Sequence[Prediction]) -> None:
     """Prints the predictions as a table."""
     from rich.markup import escape
 
-    console, table = zeroshot.screen()
+    console, table = screen()
     for name, justify in (("photo", "left"), ("rank", "right"), ("class", "left"), ("probability", "right")):
         table.add_column(name, justify=justify, overflow="fold")
     for prediction in predictions:

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from scipy.sparse import csr_array
 
-from agriclip_jax.evaluate.measures import mean_interval, wilson
+from agriclip_jax.evaluate.statistics import mean_interval, wilson
 
 NEIGHBOURS = (10, 20, 100, 200)  # DINO's, as is the temperature
 TEMPERATURE = 0.07

@@ -13,7 +13,9 @@ import numpy as np
 from agriclip_jax.evaluate import features, measures
 from agriclip_jax.evaluate.features import Embedder, Features
 from agriclip_jax.evaluate.measures import Answers, Scores
+from agriclip_jax.evaluate.statistics import mean_of_shares
 from agriclip_jax.evaluate.tasks import ENSEMBLE, Task
+from agriclip_jax.evaluate.terminal import screen
 from agriclip_jax.files import write_json
 
 # How the prompts of a class become one embedding. CLIP's own gives every prompt the same weight; GeoRSCLIP and AgriCLIP
@@ -178,21 +180,17 @@ def means(results: Iterable[Result]) -> list[Mean]:
 
 
 def _mean(group: str, metrics: list[Scores]) -> Mean:
-    top1 = np.array([m.top1 for m in metrics])
-    low, high = np.array([m.interval for m in metrics]).T
-    mean, count = float(top1.mean()), len(metrics)
+    top1, interval = mean_of_shares([m.top1 for m in metrics], [m.interval for m in metrics])
     return Mean(
         group=group,
-        tasks=count,
+        tasks=len(metrics),
         images=sum(m.images for m in metrics),
+        top1=top1,
         **{
             name: float(np.mean([getattr(m, name) for m in metrics]))
-            for name in ("chance", "top1", "mean_per_class", "macro_f1")
+            for name in ("chance", "mean_per_class", "macro_f1")
         },
-        interval=(
-            mean - float(np.linalg.norm(top1 - low)) / count,
-            mean + float(np.linalg.norm(high - top1)) / count,
-        ),
+        interval=interval,
     )
 
 
@@ -218,18 +216,6 @@ def show(results: Sequence[Result]) -> None:
             source, why = result.unreadable[0]
             left_out = f"{len(result.unreadable)} unreadable, left out, such as {source}: {why}"
             console.print(f"{escape(result.task.name)}: {escape(left_out)}", soft_wrap=True)
-
-
-def screen():
-    """A `rich` console and an empty table for it, in the project's style."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 110))  # a file has no width that names must fit
-    return console, Table(box=SIMPLE, pad_edge=False, header_style="")
 
 
 def _cells(scored: Scores | Mean, classes: int | str) -> tuple[str, ...]:

@@ -12,10 +12,31 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from agriclip_jax.data import captions, records
-from agriclip_jax.data.corpus.catalogue import KINDS, UNSEEN, Kind, contact_sheet, datasets, example, picture
+from agriclip_jax.data.corpus.catalogue import (
+    KINDS,
+    UNSEEN,
+    Kind,
+    contact_sheet,
+    datasets,
+    example,
+    lesions,
+    picture,
+)
 from agriclip_jax.errors import UserError
 
-__all__ = ["COUNT", "KINDS", "UNSEEN", "Kind", "build", "contact_sheet", "datasets", "ensure", "example", "picture"]
+__all__ = [
+    "COUNT",
+    "KINDS",
+    "UNSEEN",
+    "Kind",
+    "build",
+    "contact_sheet",
+    "datasets",
+    "ensure",
+    "example",
+    "lesions",
+    "picture",
+]
 
 COUNT = {"train": 55, "val": 6, "test": 12}  # examples of a class
 

@@ -202,6 +202,7 @@ class Canvas:
       pen: a pen on the picture, in the frame of the pose; there is none before `pose` is called.
       facts: what can be said beside the subject: "ground", "light", "focus" -> words.
       boxes: (ymin, xmin, ymax, xmax) in [0, 1] of what was marked.
+      marked: mode 1 [side, side], everything that was marked.
     """
 
     def __init__(self, size: int, rng: np.random.Generator):
@@ -209,6 +210,7 @@ class Canvas:
         self.rng = rng
         self.side = SUPERSAMPLING * size
         self.image = self.backdrop = Image.new("RGB", (self.side, self.side))
+        self.marked = Image.new("1", (self.side, self.side))
         self.facts: dict[str, str] = {}
         self.boxes: list[Box] = []
 
@@ -296,9 +298,11 @@ class Canvas:
         return (pixels - self.frame[:, 2]) @ np.linalg.inv(self.frame[:, :2]).T
 
     def mark(self, mask: Pen | Image.Image, *, within: Pen | None = None) -> None:
-        """Records a box round what `mask` (and `within`, if given) shows, unless that is next to nothing."""
+        """Records what `mask` (and `within`, if given) shows, and a box round it unless that is next to nothing."""
         mask = mask.image if isinstance(mask, Pen) else mask
-        found = (ImageChops.logical_and(mask, within.image) if within else mask).getbbox()
+        mask = ImageChops.logical_and(mask, within.image) if within else mask
+        self.marked = ImageChops.logical_or(self.marked, mask)
+        found = mask.getbbox()
         if found is not None and min(found[2] - found[0], found[3] - found[1]) >= 2 * SUPERSAMPLING:
             left, top, right, bottom = (v / self.side for v in found)
             self.boxes.append((top, left, bottom, right))

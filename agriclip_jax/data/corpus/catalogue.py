@@ -111,6 +111,13 @@ def picture(
     return canvas.finish(), canvas, seen
 
 
+def lesions(kind: Kind, split: str, index: int, *, seed: int = 0, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """The picture of `picture`, and bool [size, size]: where most of a pixel was marked (`kind.marks` says as what)."""
+    pixels, canvas, _ = picture(kind, split, index, seed=seed, size=size)
+    shares = canvas.marked.convert("L").resize((size, size), Image.Resampling.BOX)
+    return pixels, np.asarray(shares) >= 128
+
+
 def example(kind: Kind, split: str, index: int, *, seed: int = 0, size: int = 64) -> Example:
     """Example `index` of a class as a JPEG with its captions and boxes."""
     pixels, canvas, seen = picture(kind, split, index, seed=seed, size=size)

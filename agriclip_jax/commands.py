@@ -1,0 +1,111 @@
+"""What the tools share: the flags that name a checkpoint and tasks, progress on the screen, a suite from end to end."""
+
+import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agriclip_jax.evaluate.suite import Suite
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds --ckpt, --step and --use: one run, or several with the same step and tower."""
+    more = {"action": "append", "help": "a run's folder; may be repeated"} if several else {"help": "the run's folder"}
+    parser.add_argument("--ckpt", required=True, metavar="WORKDIR", **more)
+    parser.add_argument(
+        "--step", metavar="N|best", help="checkpoint to take, `best` by its validation score (default: the newest)"
+    )
+    parser.add_argument("--use", default="student", help="student or teacher (default: %(default)s)")
+
+
+def add_tasks(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Adds --tasks, --split, --template and --meta."""
+    parser.add_argument(
+        "--tasks",
+        required=required,
+        metavar="PATH[,PATH...]",
+        help="photos, or 'embedded'; NAME=PATH asks them by a task file",
+    )
+    parser.add_argument(
+        "--split",
+        help="train, val, test or all (default: test of an ALive folder or a dataset the run was trained on, else all)",
+    )
+    parser.add_argument("--template", action="append", default=[], metavar="'a photo of {}'", help="may be repeated")
+    parser.add_argument("--meta", metavar="FILE", help="JSON list of records: name, domain, classes, templates")
+
+
+def file_stem(tasks: str) -> str:
+    """A file name made of the folders and archives that were asked."""
+    names = "-".join(Path(part.strip()).name.split(".")[0] for part in tasks.split(",") if part.strip())
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", names)[:80]
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal; gives the function that moves it on by a number."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        moved = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(moved, count)
+
+
+def note(line: str) -> None:
+    """Says something that a user should know, beside the output."""
+    print(f"note: {line}", file=sys.stderr)
+
+
+def suite_of(arguments: argparse.Namespace, measures: Sequence[str]) -> "Suite":
+    """The suite of the tasks that the flags of `add_tasks` name."""
+    from agriclip_jax.evaluate.suite import Suite
+
+    named = {"photos": arguments.tasks, "meta": arguments.meta, "split": arguments.split}
+    entry = {key: value for key, value in named.items() if value} | {"templates": arguments.template}
+    return Suite(f"{file_stem(arguments.tasks)}-{'-'.join(measures)}", tuple(measures), (entry,))
+
+
+def measure(asked: "Suite", workdirs: Sequence[str], step: str | None, use: str) -> None:
+    """Measures runs by a suite, shows how far it is, and prints the tables.
+
+    Raises:
+      UserError: a run, a task or the place of a record is not as it must be.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from agriclip_jax import inference
+    from agriclip_jax.evaluate import records, suite, tasks
+    from agriclip_jax.files import check_file
+
+    models = [inference.load(workdir, step=step, use=use) for workdir in workdirs]
+    for model in models:
+        check_file(suite.folder(model, asked) / "any.json")
+    console, said, folders = Console(stderr=True), set(), []
+    for model in models:
+        seen = {known["dataset"] for known in tasks.known_classes(model.workdir)}
+        fresh: list[str] = []
+        loaded = suite.load(asked, seen, fresh.append)
+        for line in (line for line in fresh if line not in said):
+            note(line)
+        said.update(fresh)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            made = bar.add_task(str(model.workdir), total=len(suite.records_of(asked, loaded)))
+            looked = bar.add_task("photos", total=None)
+            folders.append(
+                suite.run(
+                    model,
+                    asked,
+                    loaded,
+                    done=lambda label, bar=bar, made=made: bar.update(made, advance=1, description=label),
+                    progress=lambda count, bar=bar, looked=looked: bar.advance(looked, count),
+                )
+            )
+    records.show([records.read(folder) for folder in folders])
+    for folder in folders:
+        print(f"records: {folder}")
