@@ -111,6 +111,11 @@ def of_task(
     return _joined(parts, task.unreadable)
 
 
+def cache_of(model: Any) -> Path:
+    """Where the passes of a run's checkpoints are kept: in its own folder."""
+    return Path(model.workdir) / "features"
+
+
 def key(model: Embedder, task: Task) -> str:
     """What decides a pass, hashed: the model, the photos and their labels, and how photos are prepared."""
     said = [model.fingerprint, model.image_size, PREPARATION, task.fingerprint, task.split, task.class_keys]

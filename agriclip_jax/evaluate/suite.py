@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ import numpy as np
 from agriclip_jax.data import captions, views
 from agriclip_jax.data.records import parallel_map
 from agriclip_jax.errors import UserError, near_misses
-from agriclip_jax.evaluate import features, gallery, measures, probe, retrieval, robustness, zeroshot
+from agriclip_jax.evaluate import features, gallery, localize, measures, probe, retrieval, robustness, zeroshot
 from agriclip_jax.evaluate.embedding_map import embedding_map
 from agriclip_jax.evaluate.features import Features
-from agriclip_jax.evaluate.tasks import Task, load_tasks
+from agriclip_jax.evaluate.tasks import EMBEDDED, Task, load_tasks
 from agriclip_jax.files import read_record, read_yaml, write_json
 
 VERSION = 1  # of what the measures mean; records of another one are made anew
@@ -142,7 +142,7 @@ def run(
       UserError: a record cannot be written.
     """
     out = folder(model, suite)
-    asked = Asked(model, Path(model.workdir) / "features", out, progress)
+    asked = Asked(model, features.cache_of(model), out, progress)
     for name, file, members in records_of(suite, tasks):
         measure = MEASURES.get(name) or OF_GROUPS[name]
         key = _key(name, model, members)
@@ -163,6 +163,7 @@ def records_of(suite: Suite, tasks: Sequence[Task]) -> list[tuple[str, str, list
         (name, f"{re.sub(r'[^a-z0-9]+', '_', group.casefold())}.{name}.json", members)
         for group, members in groups.items()
         for name in suite.measures
+        if name != "pointing" or group == EMBEDDED  # only there it is known where a lesion is
     ]
     return [each for each in of_tasks if each[0] in MEASURES] + [each for each in of_groups if each[0] in OF_GROUPS]
 
@@ -449,6 +450,13 @@ def _map(asked: Asked, tasks: Sequence[Task]) -> dict[str, Any]:
     }
 
 
+def _pointing(asked: Asked, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Whether the model finds the lesions that the embedded corpus drew."""
+    said = {"dataset": EMBEDDED, "group": EMBEDDED, "task": "pointing", "language": "en"}
+    found = {name: asdict(each) for name, each in localize.pointing(asked.model, progress=asked.progress).items()}
+    return {**said, "metrics": {"pointing_accuracy": found["all"]["accuracy"]}, "symptoms": found}
+
+
 MEASURES: dict[str, Callable[[Asked, Task], dict[str, Any]]] = {
     "zeroshot": _zeroshot,
     "knn": _knn,
@@ -458,4 +466,8 @@ MEASURES: dict[str, Callable[[Asked, Task], dict[str, Any]]] = {
     "pictures": _pictures,
 }
 FITTED = ("knn", "linear", "few_shot")  # measures that are fitted on other splits
-OF_GROUPS: dict[str, Callable[[Asked, Sequence[Task]], dict[str, Any]]] = {"retrieval": _retrieval, "map": _map}
+OF_GROUPS: dict[str, Callable[[Asked, Sequence[Task]], dict[str, Any]]] = {
+    "retrieval": _retrieval,
+    "map": _map,
+    "pointing": _pointing,
+}

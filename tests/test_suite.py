@@ -1,0 +1,205 @@
+"""Suites: many tasks, every measure, one record each; done once, continued, and enough to be computed again."""
+
+import json
+
+import pytest
+from colour_model import ColourModel, folder, photos
+
+from agriclip_jax.errors import UserError
+from agriclip_jax.evaluate import features, measures, probe, records, suite, zeroshot
+from agriclip_jax.evaluate.tasks import Task, load_tasks
+
+COUNTS = {"red": 14, "green": 12, "blue": 12, "yellow": 12}
+
+
+@pytest.fixture
+def asked(tmp_path):
+    folder(tmp_path / "fruit", {colour: photos(colour, count) for colour, count in COUNTS.items()})
+    folder(tmp_path / "cows", {"red": photos("red", 3)})
+    folder(tmp_path / "cars", {"red": photos("blue", 4), "green": photos("green", 4)})
+    file = tmp_path / "farm.yaml"
+    file.write_text(
+        f"tasks:\n  - {tmp_path}/fruit\n  - photos: {tmp_path}/cows\n  - photos: {tmp_path}/cars\n    group: general\n"
+    )
+    return suite.read(file)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return ColourModel(tmp_path / "run")
+
+
+def made(model, asked, **options):
+    return records.read(suite.run(model, asked, suite.load(asked, seen={"fruit"}), **options))
+
+
+def test_every_task_has_a_record_of_every_measure_and_every_group_its_own(model, asked):
+    labels = []
+    run = made(model, asked, done=labels.append)
+    assert {name: set(of) for name, of in run.records.items()} == {
+        **{name: {"fruit", "cows", "cars"} for name in suite.MEASURES},
+        **{name: {"in-domain", "downstream", "general"} for name in ("retrieval", "map")},
+    }
+    assert len(labels) == 3 * (len(suite.MEASURES) + 2) and "fruit: knn" in labels
+    for of in run.records.values():
+        for record in of.values():
+            assert {"dataset", "task", "language", "metrics", "checkpoint", "code_version", "key"} <= set(record)
+            assert (
+                record["metrics"] is not None
+                or "not_scored" in record
+                or record["task"] in ("pictures", "embedding_map")
+            )
+    assert run.of("zeroshot")["cows"]["not_scored"].startswith("one class only")
+    assert run.scored("zeroshot")["fruit"]["metrics"]["acc1"] == 1
+    assert run.scored("zeroshot")["cars"]["metrics"]["acc1"] == 0.5 and run.of("zeroshot")["cars"]["group"] == "general"
+    assert run.scored("linear")["fruit"]["metrics"]["acc1"] > 0.7
+
+
+def test_what_is_done_is_not_done_again_and_what_changed_is(model, asked, tmp_path):
+    run = made(model, asked)
+    times = {file: file.stat().st_mtime_ns for file in run.folder.rglob("*.json")}
+    model.calls.clear()
+    again = made(model, asked)
+    assert not model.calls and {file: file.stat().st_mtime_ns for file in again.folder.rglob("*.json")} == times
+    (tmp_path / "fruit" / "red" / "999.jpg").write_bytes(photos("red", 1)[0])
+    made(model, asked)
+    changed = {file.name for file, time in times.items() if file.stat().st_mtime_ns != time}
+    assert "fruit.linear.json" in changed and not any(name.startswith("cars") for name in changed)
+
+
+def test_a_killed_suite_goes_on_and_ends_in_the_same_records(asked, tmp_path):
+    class Mortal(ColourModel):
+        left = 3
+
+        def look(self, images):
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+            return super().look(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        made(Mortal(tmp_path / "run"), asked)
+    spared = Mortal(tmp_path / "run")
+    spared.left = -1
+    left, whole = made(spared, asked), made(ColourModel(tmp_path / "other"), asked)
+
+    def scores(run):
+        return {(m, t): (r.get("metrics"), r.get("predicted")) for m, of in run.records.items() for t, r in of.items()}
+
+    assert scores(left) == scores(whole)
+
+
+def test_a_record_says_enough_to_compute_its_numbers_again(model, asked):
+    run = made(model, asked)
+    record = json.loads((run.folder / "fruit.zeroshot.json").read_text(encoding="utf-8"))
+    (task,) = load_tasks(record["photos"]["typed"], split=record["split"])
+    assert task.fingerprint == record["photos"]["fingerprint"] and list(task.class_keys) == record["class_keys"]
+    seen = features.of_task(ColourModel(), task)
+    prompts = [
+        [template.replace("{}", phrase) for template in record["templates"]] for phrase in record["class_phrases"]
+    ]
+    classes = zeroshot.class_embeddings(ColourModel(), prompts)
+    answers = measures.classify(seen.embeddings, classes, seen.labels, record["logit_scale"])
+    again = measures.score(answers)
+    assert answers.predicted.tolist() == record["predicted"] and list(seen.sources) == record["sources"]
+    assert (again.top1, again.macro_f1) == (record["metrics"]["acc1"], record["metrics"]["macro_f1"])
+    assert [list(ends) for ends in again.bootstrap.values()] == list(record["bootstrap"].values())
+    assert measures.calibration(seen.embeddings, classes, seen.labels, record["logit_scale"]).error == pytest.approx(
+        record["calibration"]["error"], abs=1e-12
+    )
+    linear = json.loads((run.folder / "fruit.linear.json").read_text(encoding="utf-8"))
+    train, val, test = (features.of_task(ColourModel(), task.at(split)) for split in ("train", "val", "test"))
+    fitted = probe.linear(train.features, train.labels, val.features, val.labels, test.features, test.labels, 4)
+    assert fitted.record["l2"] == linear["l2"] and fitted.predicted.tolist() == linear["predicted"]
+
+
+def test_retrieval_finds_photos_by_their_class_or_by_their_own_captions(tmp_path, model):
+    rows = ["filepath,caption"]
+    folder(tmp_path / "pool", {"x": photos("red", 1) + photos("green", 1) + photos("blue", 1)})
+    rows += [f"pool/x/{i:03}.jpg,a {colour} thing" for i, colour in enumerate(("red", "green", "blue"))]
+    (tmp_path / "own.csv").write_text("\n".join([*rows, "pool/x/000.jpg,something red"]), encoding="utf-8")
+    asked = suite.Suite("own", ("retrieval",), ({"photos": str(tmp_path / "own.csv")},))
+    (record,) = made(model, asked).of("retrieval").values()
+    assert record["metrics"]["mean_recall"] == 1 and record["text_to_image"]["queries"] == 4
+    assert record["image_to_text"]["candidates"] == 4 and record["image_to_text"]["queries"] == 3
+    shown = record["gallery"][0]
+    assert shown["photos"][0]["right"] and (suite.folder(model, asked) / shown["photos"][0]["file"]).is_file()
+
+
+def test_robustness_falls_with_strength_from_the_clean_score(model, asked):
+    record = made(model, asked).scored("robustness")["fruit"]
+    assert record["metrics"]["acc1_clean"] == 1 and set(record["top1"]) == set(record["strengths"])
+    assert record["top1"]["blur"] == [1] * 5, "a mean colour knows no blur"
+    assert min(map(min, record["top1"].values())) < 1
+
+
+def test_lesions_are_pointed_at_only_where_it_is_known_where_they_are():
+    embedded, fruit = (
+        Task(name, group, "crop", "test", (), (), (), 0, tuple)
+        for name, group in (("leaves", "embedded"), ("fruit", "in-domain"))
+    )
+    asked = suite.Suite("x", ("pointing", "knn"), ())
+    files = [file for _, file, _ in suite.records_of(asked, [embedded, fruit])]
+    assert files == ["leaves.knn.json", "fruit.knn.json", "embedded.pointing.json"]
+
+
+def test_pictures_are_kept_small_and_only_where_a_record_names_them(model, asked):
+    run = made(model, asked)
+    named = {
+        entry[key]
+        for record in run.of("pictures").values()
+        for entry in (*record["samples"], *record["mistakes"])
+        for key in ("file", "attention")
+        if key in entry
+    }
+    assert named and all((run.folder / file).stat().st_size < 60_000 for file in named)
+    mistakes = run.of("pictures")["cars"]["mistakes"]
+    assert len(mistakes) == 4 and all(entry["nearest"][0][0] != entry["label"] for entry in mistakes)
+    assert run.of("pictures")["cows"]["samples"][0]["nearest"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no list of tasks"),
+        ("tasks: []", "has no list of tasks"),
+        ("tasks: [{split: test}]", "task 1: it has no photos"),
+        ("tasks: [{photos: x, splits: test}]", "unknown key 'splits'; did you mean 'split'"),
+        ("tasks: [x]\nmeasures: [knnn]", "unknown measure 'knnn'; did you mean 'knn'"),
+        ("tasks: [x]\nmeasure: [knn]", "unknown key 'measure'"),
+        ("tasks: [$NOWHERE/x]", "environment variable NOWHERE is not set"),
+        ("tasks: [{photos: x, templates: 3}]", "templates must be a list"),
+        ("tasks: [", "no valid YAML"),
+    ],
+)
+def test_a_bad_suite_is_one_clear_line(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        suite.read(tmp_path / "bad.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path, asked):
+    twice = suite.Suite("twice", ("knn",), (asked.entries[0], asked.entries[0]))
+    with pytest.raises(UserError, match="asks 'fruit' twice"):
+        suite.load(twice, ())
+
+
+def test_a_damaged_record_is_named_and_made_anew_by_the_suite(model, asked):
+    run = made(model, asked)
+    (run.folder / "fruit.knn.json").write_text("{")
+    with pytest.raises(UserError, match=r"fruit\.knn\.json is damaged"):
+        records.read(run.folder)
+    assert made(model, asked).scored("knn")["fruit"]["metrics"]
+
+
+def test_a_folder_without_records_says_how_to_make_them(tmp_path):
+    with pytest.raises(UserError, match=r"tools/evaluate\.py"):
+        records.read(tmp_path)
+
+
+def test_the_table_shows_measures_side_by_side_and_group_means(model, asked, capsys):
+    records.show([made(model, asked)])
+    shown = capsys.readouterr().out
+    assert "linear" in shown and "mean, in-domain (1)" in shown and "mean, general (1)" in shown
+    assert "retrieval, in-domain" in shown and "not scored: cows" in shown
