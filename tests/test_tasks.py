@@ -1,5 +1,6 @@
 """Tasks from what a user typed: folders, archives, ALive folders, the embedded corpus."""
 
+import io
 import json
 import os
 import shutil
@@ -224,3 +225,129 @@ def test_a_task_from_each_kind_of_source_can_be_scored(tmp_path, fruit, alive):
     results = zeroshot.evaluate(ColourModel(), load_tasks(f"{fruit},{archive},{alive.path}"))
     tops = {(r.task.name, r.task.split): r.metrics.top1 if r.metrics else None for r in results}
     assert tops == {("fruit", "all"): 1, ("apples", "all"): 1, ("fruit", "test"): 1, ("sky", "test"): None}
+
+
+# ---- task files, ranks, prompts, captions ----------------------------------------------------------------------------
+
+TASK = """
+name: apple_colours
+title: Apples by colour
+domain: fruit
+classes: {red_apple: ripe apple, GreenApple: unripe apple}
+templates: ["a stall with {}"]
+paper_templates: ["a photo contain {}"]
+prompts: {red_apple: ["a red fruit", "a ripe one"], GreenApple: ["a green fruit"]}
+hierarchy: {taste: {sweet: [red_apple], sour: [GreenApple]}}
+split: all
+images: 21
+"""
+
+
+@pytest.fixture
+def colours(tmp_path):
+    (tmp_path / "apple_colours.yaml").write_text(TASK, encoding="utf-8")
+    return tmp_path / "apple_colours.yaml"
+
+
+def test_a_task_file_gives_names_prompts_and_ranks(fruit, colours):
+    (task,) = load_tasks(f"{colours}={fruit}")
+    assert (task.name, task.domain, task.spec) == ("apple_colours", "fruit", f"{colours}={fruit}")
+    assert task.class_keys == ("GreenApple", "red_apple") and task.class_names == ("unripe apple", "ripe apple")
+    kinds = task.prompt_kinds()
+    assert kinds["ensemble"] == [["a stall with an unripe apple"], ["a stall with a ripe apple"]]
+    assert kinds["per class"] == [["a green fruit"], ["a red fruit", "a ripe one"]]
+    assert kinds["paper"] == [["a photo contain GreenApple"], ["a photo contain red_apple"]]
+    assert not task.mismatch and task.at("test").class_names == task.class_names
+
+
+def test_a_task_file_in_the_folder_is_found_by_itself(fruit, colours):
+    (fruit / "task.yaml").write_text(TASK, encoding="utf-8")
+    (task,) = load_tasks(str(fruit))
+    assert task.name == "apple_colours" and task.own_prompts and task.count == 21
+
+
+def test_a_folder_whose_classes_differ_from_the_task_file_is_told_and_not_scored(fruit, colours):
+    (fruit / "red_apple").rename(fruit / "pear")
+    (task,) = load_tasks(f"{colours}={fruit}")
+    (result,) = zeroshot.evaluate(ColourModel(), [task])
+    assert result.metrics is None
+    assert "'red_apple'" in result.reason and "missing" in result.reason and "'pear'" in result.reason
+
+
+def test_other_counts_than_the_originals_are_said_and_scored(fruit, colours):
+    (fruit / "red_apple" / "000.jpg").unlink()
+    said = []
+    (task,) = load_tasks(f"{colours}={fruit}", say=said.append)
+    assert any("20 photos, where the original has 21" in line for line in said) and not task.mismatch
+
+
+def test_an_unknown_task_name_is_one_line_with_the_nearest(fruit):
+    with pytest.raises(UserError, match="no task 'deep_weed' is known; did you mean 'deep_weeds'"):
+        load_tasks(f"deep_weed={fruit}")
+
+
+def test_a_folder_of_clip_benchmark_is_read_as_it_is(tmp_path):
+    folder_ = tmp_path / "wds_fruit"
+    (folder_ / "test").mkdir(parents=True)
+    (folder_ / "classnames.txt").write_text("red apple\ngreen apple\nblue apple\n")
+    (folder_ / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\nthe {c}\n")
+    (folder_ / "test" / "nshards.txt").write_text("1")
+    with tarfile.open(folder_ / "test" / "0.tar", "w") as tar:
+        for number, (colour, label) in enumerate([("red", 0), ("green", 1), ("red", 0)]):
+            for ending, data in ((".jpg", photos(colour, 1)[0]), (".cls", str(label).encode())):
+                info = tarfile.TarInfo(f"{number:03}{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    (task,) = load_tasks(str(folder_))
+    assert task.class_names == ("red apple", "green apple", "blue apple"), "also one without a photo"
+    assert task.prompts()[1] == ["a photo of a green apple.", "the green apple"] and labels(task) == [0, 1, 0]
+    (result,) = zeroshot.evaluate(ColourModel(), [task])
+    assert result.metrics.top1 == 1 and result.metrics.chance == 1 / 3
+    with pytest.raises(UserError, match="has no split 'train'; it has: test"):
+        load_tasks(str(folder_), split="train")
+
+
+def test_healthy_and_sick_are_a_rank_and_so_are_those_of_a_lineage(tmp_path):
+    classes = {"healthy": photos("green", 1), "rust": photos("red", 1), "blight": photos("blue", 1)}
+    path = folder(tmp_path / "bean_leaf", classes)
+    (task,) = load_tasks(str(path))
+    assert task.ranks == {"health": ("sick", "healthy", "sick")}
+    lineage = {
+        "rust": ("Rosa", "Rosa canina"),
+        "blight": ("Rosa", "Rosa rugosa"),
+        "healthy": ("Malus", "Malus domestica"),
+    }
+    record = {
+        "name": "bean_leaf",
+        "taxonomy": {key: {"genus": genus, "species": species} for key, (genus, species) in lineage.items()},
+    }
+    (path / "dataset.json").write_text(json.dumps(record), encoding="utf-8")
+    (task,) = load_tasks(str(path))
+    assert task.ranks["genus"] == ("Rosa", "Malus", "Rosa") and "species" not in task.ranks
+
+
+def test_descriptions_come_from_the_table_of_facts_where_it_knows_a_class(tmp_path):
+    path = folder(tmp_path / "coffee_leaf", {"rust": photos("red", 1), "zzz": photos("green", 1)})
+    (task,) = load_tasks(str(path))
+    kinds = task.prompt_kinds()
+    assert (
+        all("showing" in text for text in kinds["descriptions"][0]) and kinds["descriptions"][1] == kinds["ensemble"][1]
+    )
+    assert [texts[0] for texts in kinds["ensemble"]] == [text for (text,) in kinds["single"]]
+
+
+def test_photos_without_a_label_are_part_of_a_task_only_when_asked_for(tmp_path, fruit):
+    rows = [f"fruit/red_apple/{n:03}.jpg,{'red' if n % 2 else ''},no {n}" for n in range(6)]
+    (tmp_path / "web.csv").write_text("\n".join(["filepath,label,caption", *rows]), encoding="utf-8")
+    (plain,) = load_tasks(str(tmp_path / "web.csv"))
+    (whole,) = load_tasks(str(tmp_path / "web.csv"), unlabelled=True)
+    assert plain.count == 3 and whole.count == 6 and plain.fingerprint != whole.fingerprint
+    assert sorted(labels(whole)) == [-1] * 3 + [0] * 3
+    assert sorted(photo.captions for photo in whole.photos()) == [(f"no {n}",) for n in range(6)]
+
+
+def test_the_same_question_can_be_asked_of_another_split(fruit, alive):
+    for task in (load_tasks(str(fruit))[0], load_tasks(str(alive.path))[0]):
+        parts = [task.at(split) for split in ("train", "val", "test")]
+        assert [part.split for part in parts] == ["train", "val", "test"]
+        assert sum(part.count for part in parts) == 21 and {part.name for part in parts} == {"fruit"}
