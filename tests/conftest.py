@@ -1,6 +1,7 @@
 """Shared by all tests: the CPU as eight virtual devices, and one compilation cache."""
 
 import importlib.metadata
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -38,3 +39,34 @@ def corpus(tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "alive"
     corpus.build(out, size=32, count={"train": 3, "val": 1, "test": 1})
     return out
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """The workdir of a small run that has made no step yet, trained on what lies beside it in alive/."""
+    from colour_model import folder, photos
+    from tiny import config
+
+    from agriclip_jax import recipe
+    from agriclip_jax.checkpoint import Checkpoints
+    from agriclip_jax.data import captions, records, sources, tokenizers
+    from agriclip_jax.data import survey as surveys
+
+    root = tmp_path_factory.mktemp("run")
+    apples = folder(root / "apples", {"red_apple": photos("red", 15), "green_apple": photos("green", 15)})
+    survey = surveys.survey(sources.find([str(apples)]))
+    records.write(root / "alive", survey.splits(), name="alive", description="apples", datasets=survey.datasets)
+    workdir, settings = root / "workdir", config(text__vocab_size=600)
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps(settings.to_dict()), encoding="utf-8")
+    names = survey.datasets["apples"].classes
+    known = [{"dataset": "apples", "domain": "other", "class_key": k, "class_name": name} for k, name in names.items()]
+    (workdir / "classes.json").write_text(json.dumps(known), encoding="utf-8")
+    said = [text for name in names.values() for text, _ in captions.captions(name, "other", "apples")]
+    tokenizer = tokenizers.train(said, 600)
+    tokenizer.save(workdir / "tokenizer.json")
+    _, init = recipe.learner(settings, recipe.towers(settings, tokenizer))
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints.save(jax.jit(init)(jax.random.key(0)), {})
+    checkpoints.close()
+    return root

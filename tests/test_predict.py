@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from colour_model import ColourModel, folder, photo, photos
+from tiny import TOOLS, call
 
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import predict
 
-TOOLS = Path(__file__).parent.parent / "tools"
 CLASSES = {"red": ["a red one"], "green": ["a green one"], "blue": ["a blue one"], "yellow": ["a yellow one"]}
 
 
@@ -135,7 +135,7 @@ def test_a_run_knows_its_classes_and_shared_ones_come_once():
         predict.trained_classes([])
 
 
-@pytest.mark.parametrize("tool", ["predict.py", "zeroshot.py"])
+@pytest.mark.parametrize("tool", ["predict.py", "zeroshot.py", "retrieval.py", "probe.py", "evaluate.py", "localize.py"])
 def test_help_answers_at_once_and_without_jax(tool):
     times = []
     for _ in range(3):
@@ -172,44 +172,6 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, tool,
     assert ended.value.code == 2 and shown.out == ""
     (line,) = shown.err.strip().splitlines()
     assert line.startswith("error: ") and message in line
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The workdir of a small run that has made no step yet, trained on what lies beside it in alive/."""
-    import jax
-    from tiny import config
-
-    from agriclip_jax import recipe
-    from agriclip_jax.checkpoint import Checkpoints
-    from agriclip_jax.data import captions, records, sources, tokenizers
-    from agriclip_jax.data import survey as surveys
-
-    root = tmp_path_factory.mktemp("run")
-    apples = folder(root / "apples", {"red_apple": photos("red", 15), "green_apple": photos("green", 15)})
-    survey = surveys.survey(sources.find([str(apples)]))
-    records.write(root / "alive", survey.splits(), name="alive", description="apples", datasets=survey.datasets)
-    workdir, settings = root / "workdir", config(text__vocab_size=600)
-    workdir.mkdir()
-    (workdir / "config.json").write_text(json.dumps(settings.to_dict()), encoding="utf-8")
-    names = survey.datasets["apples"].classes
-    known = [{"dataset": "apples", "domain": "other", "class_key": k, "class_name": name} for k, name in names.items()]
-    (workdir / "classes.json").write_text(json.dumps(known), encoding="utf-8")
-    said = [text for name in names.values() for text, _ in captions.captions(name, "other", "apples")]
-    tokenizer = tokenizers.train(said, 600)
-    tokenizer.save(workdir / "tokenizer.json")
-    _, init = recipe.learner(settings, recipe.towers(settings, tokenizer))
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    checkpoints.save(jax.jit(init)(jax.random.key(0)), {})
-    checkpoints.close()
-    return root
-
-
-def call(monkeypatch, capsys, tool, *arguments):
-    monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(TOOLS / tool), run_name="__main__")
-    return ended.value.code, capsys.readouterr()
 
 
 def test_predict_answers_from_a_checkpoint_with_the_runs_own_classes(run, monkeypatch, capsys):

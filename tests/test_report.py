@@ -9,6 +9,7 @@ import pytest
 from colour_model import ColourModel, folder, photos
 
 from agriclip_jax import page, report
+from agriclip_jax.comparison import training
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import zeroshot
 from agriclip_jax.evaluate.tasks import load_tasks
@@ -178,7 +179,7 @@ def test_thousands_of_steps_and_many_classes_stay_readable(tmp_path):
     results = zeroshot.evaluate(model, load_tasks(str(path)))
     html = report.write_report(tmp_path, model, results, out=tmp_path / "x" / "r.html").read_text(encoding="utf-8")
     (curve, *_) = Page(html).all("polyline")
-    assert len(curve["points"].split()) <= report.POINTS
+    assert len(curve["points"].split()) <= training.CURVE_POINTS
     assert "What is confused with what" not in html, "36 classes make no readable picture"
     assert len(html) < 1_000_000
 

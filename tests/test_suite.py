@@ -1,9 +1,12 @@
 """Suites: many tasks, every measure, one record each; done once, continued, and enough to be computed again."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from colour_model import ColourModel, folder, photos
+from tiny import call
 
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import features, measures, probe, records, suite, zeroshot
@@ -203,3 +206,49 @@ def test_the_table_shows_measures_side_by_side_and_group_means(model, asked, cap
     shown = capsys.readouterr().out
     assert "linear" in shown and "mean, in-domain (1)" in shown and "mean, general (1)" in shown
     assert "retrieval, in-domain" in shown and "not scored: cows" in shown
+
+
+def test_eight_devices_give_the_table_of_one(run, tmp_path):
+    from agriclip_jax import inference
+
+    many = inference.load(run / "workdir")
+    one = dataclasses.replace(many.alone(), workdir=tmp_path / "one")
+    many.workdir = tmp_path / "many"
+    assert (many.mesh.size, one.mesh.size) == (8, 1)
+    measures_ = ("zeroshot", "knn", "linear", "few_shot", "robustness", "retrieval")
+    asked = suite.Suite("x", measures_, ({"photos": str(run / "apples")},))
+    tables = [made(model, asked) for model in (many, one)]
+    assert many.fingerprint == one.fingerprint
+    for measure in measures_:
+        a, b = (next(iter(table.scored(measure).values()))["metrics"] for table in tables)
+        assert a == pytest.approx(b, abs=5e-4, nan_ok=True), "the last digit of the table"
+
+
+def test_each_tool_measures_prints_and_keeps_its_records(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "x.yaml").write_text(f"tasks: [{run / 'apples'}]\nmeasures: [zeroshot, map]\n")
+    ckpt, tasks = f"--ckpt={run / 'workdir'}", f"--tasks={run / 'apples'}"
+    for tool, arguments, said in (
+        ("probe.py", (ckpt, tasks), "16-shot"),
+        ("retrieval.py", (ckpt, tasks), "photo to text R@1"),
+        ("evaluate.py", (f"--suite={tmp_path / 'x.yaml'}", ckpt), "mean, in-domain (1)"),
+    ):
+        status, shown = call(monkeypatch, capsys, tool, *arguments)
+        assert status == 0 and said in shown.out, shown.err
+        kept = Path(shown.out.split("records: ")[1].strip().replace("\n", ""))
+        assert kept.parent == run / "workdir" / "evaluations" and records.read(kept).records
+
+
+def test_the_known_tasks_are_listed_with_what_is_not_known(monkeypatch, capsys):
+    status, shown = call(monkeypatch, capsys, "zeroshot.py", "--list")
+    assert status == 0 and "deep_weeds" in shown.out and "class names" in shown.out
+
+
+def test_a_folder_asked_by_a_task_file_of_other_classes_ends_with_status_2(run, monkeypatch, capsys):
+    ckpt, tasks = f"--ckpt={run / 'workdir'}", f"--tasks=deep_weeds={run / 'apples'}"
+    status, shown = call(monkeypatch, capsys, "zeroshot.py", ckpt, tasks)
+    assert status == 2 and "classes are missing" in shown.err and "'red_apple'" in shown.err
+
+
+def test_a_suite_that_is_not_there_is_one_line(run, monkeypatch, capsys):
+    status, shown = call(monkeypatch, capsys, "evaluate.py", "--suite=no.yaml", f"--ckpt={run / 'workdir'}")
+    assert status == 2 and "no.yaml cannot be read" in shown.err and shown.err.count("\n") == 1

@@ -1,13 +1,18 @@
 """A recipe small enough to compile in a second, and random batches for it."""
 
+import runpy
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 from agriclip_jax import config as configs
 from agriclip_jax import recipe
 
 RECIPE = "configs/alive.py"
+TOOLS = Path(__file__).parent.parent / "tools"
 SMALL = {
     "total_steps": "8",
     "batch_size": "16",
@@ -62,3 +67,11 @@ def batch(size=16, seed=0, classes=6):
         "caption_id": np.stack([np.arange(size, dtype=np.uint32)] * 2, 1),
         "class_id": np.stack([labels, labels + 9], 1),
     }
+
+
+def call(monkeypatch, capsys, tool, *arguments):
+    """The exit status of a tool, and what it printed."""
+    monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(TOOLS / tool), run_name="__main__")
+    return ended.value.code, capsys.readouterr()
