@@ -70,6 +70,16 @@ def test_all_planted_duplicates_are_found(tmp_path):
     assert figures["hashes that stay"] == 20_000 - 200
 
 
+def test_evaluation_is_timed_beside_the_forward_pass_and_its_memory_is_measured(tmp_path):
+    told = bench("eval", "--repeats=1", "--count=64", f"--out={tmp_path / 'eval.json'}", *KEYS)
+    assert told.returncode == 0, told.stderr
+    figures = json.loads((tmp_path / "eval.json").read_text())
+    speeds = figures["photos/s, files to features"], figures["images/s of the bare forward pass"]
+    assert figures["share of the bare forward pass"] == pytest.approx(speeds[0] / speeds[1])
+    assert (figures["zeroshot: classes"], figures["retrieval: texts"]) == (12, 320)
+    assert figures["retrieval: MB"] > 50
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,6 +6,9 @@ python tools/bench.py corpus                                                    
 python tools/bench.py build [--source=PHOTOS]     photos to an ALive folder, beside a plain loop that reads the same
 python tools/bench.py memory                      how much of it a build takes as the collection grows
 python tools/bench.py duplicates                  a million perceptual hashes among themselves
+python tools/bench.py eval [--config=...]         evaluation beside the bare forward pass; then the next two
+python tools/bench.py zeroshot                    50,000 images among 10,000 classes: seconds and memory
+python tools/bench.py retrieval                   50,000 images and 250,000 texts, both ways: seconds and memory
 """
 
 import argparse
@@ -24,7 +27,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config", default="configs/alive.py", metavar="FILE[:VARIANT]", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="default: %(default)s")
     parser.add_argument("--source", metavar="PHOTOS", help="for build: photos of yours, instead of drawn ones")
-    parser.add_argument("--count", type=int, metavar="N", help="photos of build, the most of memory, or hashes")
+    parser.add_argument("--count", type=int, metavar="N", help="photos, the most of memory, or hashes")
     parser.add_argument("--out", metavar="FILE.json", help="also write the figures")
     options, rest = parser.parse_known_args()
     if options.repeats < 1:
@@ -332,7 +335,119 @@ def bench_duplicates(options: argparse.Namespace, rest: list[str]) -> dict[str, 
     }
 
 
+def bench_eval(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
+    """Photos/s from files to features and embeddings, beside the bare forward pass on a batch that lies ready.
+
+    Then `zeroshot` and `retrieval`, each in a process of its own, so that its memory is its own.
+    """
+    import subprocess
+    import tempfile
+    from pathlib import Path
+
+    import jax
+    import numpy as np
+
+    from agriclip_jax import inference, mesh, recipe
+    from agriclip_jax.data.tokenizers import train as train_tokenizer
+    from agriclip_jax.evaluate import features, tasks
+
+    config, count = load_config(options, rest), options.count or 1024
+    tokenizer = train_tokenizer([f"leaf {i}" for i in range(500)], 600)
+    towers = recipe.towers(config, tokenizer)
+    _, init = recipe.learner(config, towers)
+    params = jax.jit(init)(jax.random.key(0)).params
+    model = inference.Model(config, towers, params, tokenizer, mesh.make("auto"), Path("none"), 0)
+    image = towers["image"]
+    forward = jax.jit(lambda p, x: image(p, image(p, x).pooled, method="embed"))
+    side = config.image_size
+    ready = jax.device_put(np.zeros((features.BATCH, side, side, 3), np.uint8))
+    passes, bare = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        (task,) = tasks.load_tasks(str(draw_photos(Path(scratch) / "photos", count, side * 4 // 3)))
+        features.of_task(model, task)
+        forward(params["image"], ready).block_until_ready()
+        for _ in range(options.repeats):
+            bare.append(timed(lambda: [forward(params["image"], ready).block_until_ready() for _ in range(8)])[0])
+            passes.append(timed(lambda: features.of_task(model, task))[0])
+    speed, peak = count / float(np.median(passes)), 8 * features.BATCH / float(np.median(bare))
+    ratios = [count / a / (8 * features.BATCH / b) for a, b in zip(passes, bare, strict=True)]
+    figures: dict[str, float | str] = {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "photos/s, files to features": speed,
+        "images/s of the bare forward pass": peak,
+        "share of the bare forward pass": float(np.median(ratios)),
+    }
+    for what in ("zeroshot", "retrieval"):
+        with tempfile.TemporaryDirectory() as scratch:
+            out = Path(scratch) / "figures.json"
+            command = [sys.executable, __file__, what, f"--out={out}"]
+            command += [f"--count={options.count}"] if options.count else []
+            told = subprocess.run(command, capture_output=True, text=True)
+            if told.returncode:
+                raise UserError(f"bench.py {what} ended with status {told.returncode}: {told.stderr.strip()[-200:]}")
+            figures |= {f"{what}: {name}": value for name, value in json.loads(out.read_text()).items()}
+    return figures
+
+
+def bench_zeroshot(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
+    """Seconds and memory to classify images among a fifth as many classes, d = 512, and to score the answers."""
+    import resource
+
+    import numpy as np
+
+    from agriclip_jax.evaluate import measures
+
+    no_more(rest)
+    count = options.count or 50_000
+    images, classes = random_embeddings(count, 0), random_embeddings(max(2, count // 5), 1)
+    began = time.perf_counter()
+    answers = measures.classify(images, classes, 7 * np.arange(count) % len(classes), 100.0)
+    classified = time.perf_counter() - began
+    measures.score(answers)
+    return {
+        "images": float(count),
+        "classes": float(len(classes)),
+        "seconds to classify": classified,
+        "seconds to score": time.perf_counter() - began - classified,
+        "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+    }
+
+
+def bench_retrieval(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
+    """Seconds and memory of retrieval both ways, five texts an image, d = 512."""
+    import resource
+
+    import numpy as np
+
+    from agriclip_jax.evaluate import retrieval
+
+    no_more(rest)
+    count = options.count or 50_000
+    images, texts = random_embeddings(count, 0), random_embeddings(5 * count, 1)
+    keys = np.arange(count)
+    began = time.perf_counter()
+    retrieval.retrieve(images, texts, keys, np.repeat(keys, 5))
+    return {
+        "images": float(count),
+        "texts": float(len(texts)),
+        "seconds": time.perf_counter() - began,
+        "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+    }
+
+
+def random_embeddings(count: int, seed: int):
+    """float32 [count, 512], L2-normalised."""
+    import numpy as np
+
+    rows = np.random.default_rng(seed).standard_normal((count, 512), np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
+
+
 BENCHES = {
+    "eval": bench_eval,
+    "zeroshot": bench_zeroshot,
+    "retrieval": bench_retrieval,
     "duplicates": bench_duplicates,
     "step": bench_step,
     "input": bench_input,
