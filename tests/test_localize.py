@@ -417,7 +417,7 @@ def test_the_tool_scores_a_data_set_in_air_slts_form(tmp_path, monkeypatch, caps
 
 def test_the_tool_prints_and_writes_the_pointing_accuracy(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(localize, "pointing", partial(localize.pointing, count=1, size=32))
-    asked = ("--tasks=embedded", "--pointing", f"--out={tmp_path}", "--ckpt=x")
+    asked = ("--pointing", f"--out={tmp_path}", "--ckpt=x")
     status, shown = call(monkeypatch, capsys, *asked, model=Knowing(1))
     file = json.loads((tmp_path / "pointing.json").read_text(encoding="utf-8"))
     assert status == 0 and file["pointing"]["all"]["accuracy"] == 1

@@ -135,7 +135,9 @@ def test_a_run_knows_its_classes_and_shared_ones_come_once():
         predict.trained_classes([])
 
 
-@pytest.mark.parametrize("tool", ["predict.py", "zeroshot.py", "retrieval.py", "probe.py", "evaluate.py", "localize.py"])
+@pytest.mark.parametrize(
+    "tool", ["predict.py", "zeroshot.py", "retrieval.py", "probe.py", "evaluate.py", "localize.py"]
+)
 def test_help_answers_at_once_and_without_jax(tool):
     times = []
     for _ in range(3):

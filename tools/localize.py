@@ -1,7 +1,7 @@
 """Where on these photos is it?
 
   python tools/localize.py --ckpt=runs/alive photos/ --query='brown lesion' --out=found/
-  python tools/localize.py --ckpt=runs/alive --tasks=embedded --pointing --out=found/
+  python tools/localize.py --ckpt=runs/alive --pointing --out=found/
   python tools/localize.py --ckpt=runs/alive --selo=AIR-SLT/ --out=found/
 
 Photos are files, folders or quoted globs. Each photo and query becomes a picture, and locations.json says where the
@@ -30,7 +30,6 @@ def parse_arguments() -> argparse.Namespace:
         "--contrast", action="append", default=[], metavar="TEXT", help="what it is not, such as 'a photo.'; repeatable"
     )
     parser.add_argument("--method", choices=("dense", "windows"), default="dense", help="(default: %(default)s)")
-    parser.add_argument("--tasks", choices=("embedded",), default="embedded", help="what --pointing asks")
     parser.add_argument("--pointing", action="store_true", help="how often the maximum lies on a lesion")
     parser.add_argument("--selo", metavar="FOLDER", help="a data set in the form of AIR-SLT")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write into")
