@@ -22,6 +22,8 @@ from agriclip_jax.files import write_json
 # give a longer embedding more.
 ORDERS = ("normalise-then-mean", "mean-then-normalise")
 
+Prompts = Sequence[Sequence[str]]  # for each class its prompts
+
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -63,7 +65,7 @@ class Mean:
     interval: tuple[float, float]
 
 
-def class_embeddings(model: Embedder, prompts: Sequence[Sequence[str]], order: str = ORDERS[0]) -> np.ndarray:
+def class_embeddings(model: Embedder, prompts: Prompts, order: str = ORDERS[0]) -> np.ndarray:
     """One embedding per class, the normalised mean of its prompts' embeddings.
 
     Args:
@@ -74,11 +76,24 @@ def class_embeddings(model: Embedder, prompts: Sequence[Sequence[str]], order: s
     Returns:
       float64 [classes, d], L2-normalised.
     """
-    texts = list(dict.fromkeys(text for of_class in prompts for text in of_class))
+    return _embedded(model, [prompts])(prompts, order)
+
+
+def _embedded(model: Embedder, kinds: Iterable[Prompts]) -> Callable[[Prompts, str], np.ndarray]:
+    """`class_embeddings` of prompts among these, whose texts are embedded once."""
+    texts = list(dict.fromkeys(text for prompts in kinds for of_class in prompts for text in of_class))
     row = {text: i for i, text in enumerate(texts)}
-    embeddings = features.finite(model.embed_texts(texts, normalise=order == ORDERS[0]), "text").astype(np.float64)
-    means = np.stack([embeddings[[row[text] for text in of_class]].mean(axis=0) for of_class in prompts])
-    return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    embeddings = features.finite(model.embed_texts(texts, normalise=False), "text").astype(np.float64)
+
+    def classes(prompts: Prompts, order: str) -> np.ndarray:
+        given = _unit(embeddings) if order == ORDERS[0] else embeddings
+        return _unit(np.stack([given[[row[text] for text in of_class]].mean(axis=0) for of_class in prompts]))
+
+    return classes
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def probabilities(cosines: np.ndarray, logit_scale: float) -> np.ndarray:
@@ -142,20 +157,24 @@ def score(model: Embedder, task: Task, seen: Features, detailed: bool = False) -
     seen = seen.only(np.flatnonzero(seen.labels >= 0))
     if not len(seen):
         return Result(task, None, reason="no readable image", unreadable=seen.unreadable)
-    classes = class_embeddings(model, task.prompts())
+    kinds = task.prompt_kinds() if detailed else {ENSEMBLE: task.prompts()}
+    embedded = _embedded(model, kinds.values())
+    classes = embedded(kinds[ENSEMBLE], ORDERS[0])
     answers = measures.classify(seen.embeddings, classes, seen.labels, model.logit_scale)
-    details = _details(model, task, seen, classes) if detailed else {}
+    details = _details(model, task, seen, kinds, embedded) if detailed else {}
     return Result(task, measures.score(answers), answers, "", seen.unreadable, seen.sources, details)
 
 
-def _details(model: Embedder, task: Task, seen: Features, classes: np.ndarray) -> dict[str, Any]:
-    given = (seen.embeddings, classes, seen.labels, model.logit_scale)
+def _details(
+    model: Embedder, task: Task, seen: Features, kinds: Mapping[str, Prompts], embedded: Callable[..., np.ndarray]
+) -> dict[str, Any]:
+    given = (seen.embeddings, embedded(kinds[ENSEMBLE], ORDERS[0]), seen.labels, model.logit_scale)
     by_prompts = []
-    for kind, prompts in task.prompt_kinds().items():
+    for kind, prompts in kinds.items():
         several = any(len(texts) > 1 for texts in prompts)
         for order in ORDERS if several else ORDERS[:1]:
-            embeddings = class_embeddings(model, prompts, order)
-            found = measures.score(measures.classify(seen.embeddings, embeddings, seen.labels, model.logit_scale))
+            answers = measures.classify(seen.embeddings, embedded(prompts, order), seen.labels, model.logit_scale)
+            found = measures.score(answers)
             shares = {name: getattr(found, name) for name in ("top1", "top5", "mean_per_class", "macro_f1")}
             by_prompts.append({"prompts": kind, "order": order, **shares, "interval": found.interval})
     open_set = measures.open_set(*given)
