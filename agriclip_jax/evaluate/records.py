@@ -1,5 +1,6 @@
 """What evaluations left on disk, read back without a model: one run's records, and a table of them."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,23 @@ from typing import Any
 import numpy as np
 
 from agriclip_jax.errors import UserError
-from agriclip_jax.evaluate.zeroshot import screen
+from agriclip_jax.evaluate.terminal import screen
 from agriclip_jax.files import read_record
 
 Record = Mapping[str, Any]
+MAX_BYTES = 1 << 28  # of a record
+
+# What a record of a measure has, unless it says `not_scored`.
+KEYS = {
+    "zeroshot": ("metrics", "images", "chance", "interval", "class_names", "sources", "labels", "predicted"),
+    "knn": ("metrics", "results"),
+    "linear": ("metrics", "images", "top1", "interval"),
+    "few_shot": ("metrics", "results"),
+    "robustness": ("metrics", "images", "top1"),
+    "pictures": ("class_names", "class_phrases", "samples", "mistakes"),
+    "retrieval": ("metrics", "image_to_text", "text_to_image", "gallery"),
+    "map": ("class_names", "datasets", "labels", "x", "y"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,11 @@ class Run:
     def name(self) -> str:
         """As people tell runs apart: the name of the workdir."""
         return self.workdir.resolve().name
+
+    @property
+    def suite(self) -> str:
+        """By which it was measured."""
+        return self.folder.name.removesuffix(f"-{self.checkpoint['step']}-{self.checkpoint['use']}")
 
     def of(self, measure: str) -> Mapping[str, Record]:
         """The records of a measure by task or group, also those that say why they were not scored."""
@@ -60,12 +79,46 @@ def read(path: Path | str) -> Run:
             folder = max(folders, key=lambda each: max(file.stat().st_mtime_ns for file in each.glob("*.*.json")))
     records: dict[str, dict[str, Record]] = {}
     for file in sorted(folder.glob("*.*.json")):
-        record = read_record(file, "key", "checkpoint", "dataset", "task")
-        records.setdefault(file.name.split(".")[-2], {})[record["dataset"]] = record
+        if file.stat().st_size > MAX_BYTES:
+            raise UserError(f"{file} is larger than {MAX_BYTES >> 20} MiB, so it is no record; remove it")
+        record, measure = read_record(file, "checkpoint", "dataset", "task", "group"), file.name.split(".")[-2]
+        if missing := [key for key in KEYS.get(measure, ()) if key not in record and "not_scored" not in record]:
+            raise UserError(f"{file} is damaged (it has no {missing[0]}); remove it and run tools/evaluate.py again")
+        records.setdefault(measure, {})[record["dataset"]] = record
     if not records:
         raise UserError(f"{path} holds no evaluation; make one with tools/evaluate.py --suite=FILE --ckpt={path}")
     checkpoint = next(iter(next(iter(records.values())).values()))["checkpoint"]
     return Run(folder, folder.parent.parent, checkpoint, records)
+
+
+def names(runs: Sequence[Run]) -> list[str]:
+    """What to call the runs: by name, with the checkpoint or at last a number where that is not enough."""
+    found = [run.name for run in runs]
+    longer = [f"{run.name}, step {run.checkpoint['step']}, {run.checkpoint['use']}" for run in runs]
+    found = [long if found.count(name) > 1 else name for name, long in zip(found, longer, strict=True)]
+    return [f"{name} ({i})" if found.count(name) > 1 else name for i, name in enumerate(found, 1)]
+
+
+def log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's .jsonl log; a last line that a kill cut short is left out, and all where it is missing."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """What a run's config.json or environment.json says; nothing where it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def groups(runs: Iterable[Run]) -> list[str]:
