@@ -164,6 +164,8 @@ def load_tasks(
         else:
             found = list(_from_photos(place, split, templates, metadata, seen, unlabelled, asked_by, say))
         tasks += [replace(_asked(task, asked_by, templates, say), spec=part) for task in found]
+    if known := [task.name for task in tasks if split is None and task.group == IN_DOMAIN]:
+        say(f"only the test split is asked of what the model was trained on (--split=all asks all): {', '.join(known)}")
     if not tasks:
         raise UserError(f"--tasks={spec} names nothing; give a folder of class folders, an archive, or 'embedded'")
     return tasks
@@ -274,8 +276,6 @@ def _from_photos(
                 say(line)
         ((slug, record),) = survey.datasets.items()
         of_split = split or ("test" if slug in seen else ALL)
-        if split is None and slug in seen:
-            say(f"{slug}: the model was trained on it, so only its test split is asked; --split=all asks all")
         yield _surveyed(survey, slug, record, _group(slug, seen), tuple(templates), unlabelled, of_split)
 
 
