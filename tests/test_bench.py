@@ -70,6 +70,7 @@ def test_all_planted_duplicates_are_found(tmp_path):
     assert figures["hashes that stay"] == 20_000 - 200
 
 
+@pytest.mark.slow
 def test_evaluation_is_timed_beside_the_forward_pass_and_its_memory_is_measured(tmp_path):
     told = bench("eval", "--repeats=1", "--count=64", f"--out={tmp_path / 'eval.json'}", *KEYS)
     assert told.returncode == 0, told.stderr
