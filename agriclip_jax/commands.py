@@ -2,9 +2,12 @@
 
 import argparse
 import contextlib
+import hashlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +70,9 @@ def suite_of(arguments: argparse.Namespace, measures: Sequence[str]) -> "Suite":
 
     named = {"photos": arguments.tasks, "meta": arguments.meta, "split": arguments.split}
     entry = {key: value for key, value in named.items() if value} | {"templates": arguments.template}
-    return Suite(f"{file_stem(arguments.tasks)}-{'-'.join(measures)}", tuple(measures), (entry,))
+    # Other folders of the same names are other questions.
+    asked = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:6]
+    return Suite(f"{file_stem(arguments.tasks)}-{'-'.join(measures)}-{asked}", tuple(measures), (entry,))
 
 
 def measure(asked: "Suite", workdirs: Sequence[str], step: str | None, use: str) -> None:
@@ -86,14 +91,10 @@ def measure(asked: "Suite", workdirs: Sequence[str], step: str | None, use: str)
     models = [inference.load(workdir, step=step, use=use) for workdir in workdirs]
     for model in models:
         check_file(suite.folder(model, asked) / "any.json")
-    console, said, folders = Console(stderr=True), set(), []
+    console, folders = Console(stderr=True), []
+    load = cache(lambda seen: suite.load(asked, seen, note))
     for model in models:
-        seen = {known["dataset"] for known in tasks.known_classes(model.workdir)}
-        fresh: list[str] = []
-        loaded = suite.load(asked, seen, fresh.append)
-        for line in (line for line in fresh if line not in said):
-            note(line)
-        said.update(fresh)
+        loaded = load(frozenset(known["dataset"] for known in tasks.known_classes(model.workdir)))
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             made = bar.add_task(str(model.workdir), total=len(suite.records_of(asked, loaded)))
             looked = bar.add_task("photos", total=None)

@@ -76,7 +76,11 @@ def write_whole(path: Path | str, content: str | bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
+        try:
+            partial.replace(path)
+        except FileNotFoundError:  # another process wrote the same file at the same time
+            if not path.exists():
+                raise
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()

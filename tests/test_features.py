@@ -1,5 +1,7 @@
 """What a model sees in a task's photos: one pass, kept in parts, continued, never mixed up."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from colour_model import ColourModel, folder, photos
@@ -42,7 +44,8 @@ def test_batches_are_of_one_size_but_for_the_last(task, monkeypatch):
 def test_a_second_measure_costs_no_second_pass(task, tmp_path):
     first, second = ColourModel(), ColourModel()
     made = features.of_task(first, task, cache=tmp_path / "cache")
-    same(made, features.of_task(second, task, cache=tmp_path / "cache"))
+    closed = dataclasses.replace(task, photos=lambda: pytest.fail("a photo was read"))
+    same(made, features.of_task(second, closed, cache=tmp_path / "cache"))
     assert first.calls and not second.calls
 
 

@@ -328,6 +328,7 @@ def test_rolling_up_equals_summing_probabilities(count, classes, groups, seed):
     sums = np.stack([softmax(9 * cosines)[:, group == kind].sum(axis=1) for kind in kinds], axis=1)
     true, summed, nearest = group[labels], kinds[sums.argmax(axis=1)], group[cosines.argmax(axis=1)]
     assert (found.groups, found.chance) == (len(kinds), 1 / len(kinds))
+    assert found.nearest_chance == pytest.approx((true[:, None] == group[None]).mean())
     assert found.top1 == pytest.approx((summed == true).mean())
     assert found.nearest_top1 == pytest.approx((nearest == true).mean())
     for answers, share in ((summed, found.mean_per_group), (nearest, found.nearest_mean_per_group)):

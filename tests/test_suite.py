@@ -63,10 +63,10 @@ def test_every_task_has_a_record_of_every_measure_and_every_group_its_own(model,
 def test_what_is_done_is_not_done_again_and_what_changed_is(model, asked, tmp_path):
     few = ("zeroshot", "linear", "map")
     run = made(model, asked, *few)
-    times = {file: file.stat().st_mtime_ns for file in run.folder.rglob("*.json")}
+    times = {file: file.stat().st_mtime_ns for file in run.folder.glob("*.*.json")}
     model.calls.clear()
     again = made(model, asked, *few)
-    assert not model.calls and {file: file.stat().st_mtime_ns for file in again.folder.rglob("*.json")} == times
+    assert not model.calls and {file: file.stat().st_mtime_ns for file in again.folder.glob("*.*.json")} == times
     (tmp_path / "fruit" / "red" / "999.jpg").write_bytes(photos("red", 1)[0])
     made(model, asked, *few)
     changed = {file.name for file, time in times.items() if file.stat().st_mtime_ns != time}
@@ -98,7 +98,7 @@ def test_a_killed_suite_goes_on_and_ends_in_the_same_records(asked, tmp_path):
 
 
 def test_a_record_says_enough_to_compute_its_numbers_again(model, asked):
-    run = made(model, asked, "zeroshot", "linear")
+    run = made(model, asked, "zeroshot", "linear", "knn", "few_shot")
     record = json.loads((run.folder / "fruit.zeroshot.json").read_text(encoding="utf-8"))
     (task,) = load_tasks(record["photos"]["typed"], split=record["split"])
     assert task.fingerprint == record["photos"]["fingerprint"] and list(task.class_keys) == record["class_keys"]
@@ -119,6 +119,10 @@ def test_a_record_says_enough_to_compute_its_numbers_again(model, asked):
     train, val, test = (features.of_task(ColourModel(), task.at(split)) for split in ("train", "val", "test"))
     fitted = probe.linear(train.features, train.labels, val.features, val.labels, test.features, test.labels, 4)
     assert fitted.record["l2"] == linear["l2"] and fitted.predicted.tolist() == linear["predicted"]
+    assert tuple(linear["sources"]) == test.sources
+    given = (train.features, train.labels, test.features, test.labels, 4)
+    for name, again in (("knn", probe.knn(*given)), ("few_shot", probe.few_shot(*given))):
+        assert json.loads(json.dumps(again["results"])) == run.scored(name)["fruit"]["results"]
 
 
 def test_retrieval_finds_photos_by_their_class_or_by_their_own_captions(tmp_path, model):
@@ -257,3 +261,92 @@ def test_a_folder_asked_by_a_task_file_of_other_classes_ends_with_status_2(run, 
 def test_a_suite_that_is_not_there_is_one_line(run, monkeypatch, capsys):
     status, shown = call(monkeypatch, capsys, "evaluate.py", "--suite=no.yaml", f"--ckpt={run / 'workdir'}")
     assert status == 2 and "no.yaml cannot be read" in shown.err and shown.err.count("\n") == 1
+
+
+# ---- what must never go unnoticed ------------------------------------------------------------------------------------
+
+
+def test_photos_of_a_whole_set_are_looked_at_once_for_all_measures(model, asked):
+    whole = suite.load(dataclasses.replace(asked, entries=asked.entries[:1]), seen=())
+    assert whole[0].split == "all"
+    few = dataclasses.replace(asked, measures=("zeroshot", "knn", "linear", "few_shot", "map"))
+    run = records.read(suite.run(model, few, whole))
+    assert sum(model.calls) == sum(COUNTS.values())
+    fitted = run.scored("linear")["fruit"]
+    assert fitted["photos"]["split"] == "all" and fitted["split"] == "test"
+    (alone,) = (task.at("test") for task in whole)
+    assert fitted["sources"] == [photo.source for photo in alone.photos()]
+
+
+def test_other_captions_are_other_records(tmp_path, model):
+    folder(tmp_path / "pool", {"x": photos("red", 1) + photos("green", 1) + photos("blue", 1)})
+    asked = suite.Suite("own", ("retrieval",), ({"photos": str(tmp_path / "own.csv")},))
+
+    def recall(*words):
+        rows = [f"pool/x/{i:03}.jpg,a {word} thing" for i, word in enumerate(words)]
+        (tmp_path / "own.csv").write_text("\n".join(["filepath,caption", *rows]), encoding="utf-8")
+        (record,) = made(model, asked).of("retrieval").values()
+        return record["metrics"]["mean_recall"]
+
+    assert recall("red", "green", "blue") == 1 and recall("green", "blue", "red") < 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"templates": ("a drawing of {}",)},
+        {"class_names": ("a", "b", "c", "d")},
+        {"own_prompts": (("a",), ("b",), ("c",), ("d",))},
+        {"paper_prompts": (("a",), ("b",), ("c",), ("d",))},
+        {"ranks": {"genus": ("x", "x", "y", "y")}},
+        {"group": "general"},
+        {"mismatch": "another folder"},
+        {"fingerprint": "other photos"},
+    ],
+)
+def test_whatever_decides_a_record_decides_its_key(model, asked, change):
+    task = suite.load(asked, seen=())[0]
+    assert suite._key("zeroshot", model, [task]) != suite._key("zeroshot", model, [dataclasses.replace(task, **change)])
+
+
+def test_a_record_of_another_temperature_is_another(model, asked):
+    task = suite.load(asked, seen=())[0]
+    before = suite._key("zeroshot", model, [task])
+    model.logit_scale = 30.0
+    assert suite._key("zeroshot", model, [task]) != before
+
+
+def test_the_fingerprint_of_a_model_is_of_all_that_decides_its_features(run):
+    import jax
+    from ml_collections import ConfigDict
+
+    from agriclip_jax import inference
+    from agriclip_jax.data import tokenizers
+
+    model = inference.load(run / "workdir")
+    again, teacher = inference.load(run / "workdir"), inference.load(run / "workdir", use="teacher")
+    assert again.fingerprint == model.fingerprint
+    nudged = jax.tree.map(lambda x: x, model.params)
+    nudged["image"]["norm"]["scale"] = nudged["image"]["norm"]["scale"].at[0].add(1e-3)
+    others = [model.at(nudged, 1), dataclasses.replace(model, tokenizer=tokenizers.train(["a b c"], 520))]
+    for key, value in (("dtype", "bfloat16"), ("image_size", 24)):
+        config = ConfigDict(model.config.to_dict())
+        config[key] = value
+        others.append(dataclasses.replace(model, config=config))
+    found = {each.fingerprint for each in (model, *others)}
+    assert len(found) == 5
+    same = jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), model.params["image"], teacher.params["image"]))
+    assert same == (teacher.fingerprint == model.fingerprint)
+
+
+def test_tasks_that_a_suite_no_longer_asks_are_in_no_table(model, asked):
+    made(model, asked, "zeroshot")
+    fewer = dataclasses.replace(asked, entries=asked.entries[:1])
+    assert set(made(model, fewer, "zeroshot").of("zeroshot")) == {"fruit"}
+
+
+def test_groups_of_any_name_have_files_of_their_own(asked):
+    names = ("in-domain", "downstream", "общие", "通用", "farm a", "farm-a", "Farm a")
+    tasks = [Task(f"t{i}", group, "crop", "test", (), (), (), 0, tuple) for i, group in enumerate(names)]
+    files = [file for _, file, _ in suite.records_of(dataclasses.replace(asked, measures=("map",)), tasks)]
+    assert len(set(files)) == len(names) and files[:2] == ["in_domain.map.json", "downstream.map.json"]

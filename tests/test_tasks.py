@@ -256,6 +256,7 @@ def test_a_task_file_gives_names_prompts_and_ranks(fruit, colours):
     kinds = task.prompt_kinds()
     assert kinds["ensemble"] == [["a stall with an unripe apple"], ["a stall with a ripe apple"]]
     assert kinds["per class"] == [["a green fruit"], ["a red fruit", "a ripe one"]]
+    assert task.prompts() == kinds["per class"], "whole prompts come before templates"
     assert kinds["paper"] == [["a photo contain GreenApple"], ["a photo contain red_apple"]]
     assert not task.mismatch and task.at("test").class_names == task.class_names
 
@@ -279,6 +280,18 @@ def test_other_counts_than_the_originals_are_said_and_scored(fruit, colours):
     said = []
     (task,) = load_tasks(f"{colours}={fruit}", say=said.append)
     assert any("20 photos, where the original has 21" in line for line in said) and not task.mismatch
+
+
+def test_prompts_of_the_original_that_the_photos_do_not_tell_are_left_out_and_said(fruit, colours):
+    text = TASK.replace("paper_templates", 'paper_names: "{common_name} {genus}"\npaper_templates')
+    colours.write_text(text, encoding="utf-8")
+    said = []
+    (task,) = load_tasks(f"{colours}={fruit}", say=said.append)
+    assert not task.paper_prompts and any("not asked by the original's prompts" in line for line in said)
+    lineage = {key: {"common_name": key, "genus": "Malus"} for key in ("red_apple", "GreenApple")}
+    (fruit / "dataset.json").write_text(json.dumps({"name": "fruit", "taxonomy": lineage}), encoding="utf-8")
+    (task,) = load_tasks(f"{colours}={fruit}")
+    assert task.paper_prompts[1] == ("a photo contain red_apple Malus",)
 
 
 def test_an_unknown_task_name_is_one_line_with_the_nearest(fruit):

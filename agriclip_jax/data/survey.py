@@ -405,8 +405,10 @@ class Survey:
             ),
         ]
 
-    def digest(self, slug: str, split: str | None = None, *, unlabelled: bool = True) -> tuple[int, str]:
-        """How many photos of a dataset are kept in a split, or in all, and a hash of their names and contents in order.
+    def digest(self, slug: str, split: str | None = None, *, unlabelled: bool = True) -> tuple[tuple[str, ...], str]:
+        """Of each photo of a dataset that is kept in a split, or in all, its split; and a hash of them all in order.
+
+        The hash is of names, contents and own captions.
 
         Args:
           slug: of the dataset.
@@ -414,13 +416,13 @@ class Survey:
           unlabelled: whether photos without a label count.
         """
         (part,) = (part for part in self._ours() if part.slug == slug)
-        digest, count = hashlib.sha256(), 0
+        digest, found = hashlib.sha256(), []
         for row in self._rows(part, split, wordless=False):
             if row.class_key or unlabelled:
-                (sha,) = self.all("SELECT sha FROM photo WHERE id = ?", row.id)[0]
-                digest.update(f"{row.class_key}/{row.path}\n".encode() + sha)
-                count += 1
-        return count, digest.hexdigest()
+                of, sha = self.all("SELECT split, sha FROM photo WHERE id = ?", row.id)[0]
+                digest.update(json.dumps([row.class_key, row.path, row.captions]).encode() + sha)
+                found.append(of)
+        return tuple(found), digest.hexdigest()
 
     def dropped(self, stage: str, split: str | None = None) -> Iterator[Problem]:
         """The photos of a split, or of all, that a stage dropped, and why."""

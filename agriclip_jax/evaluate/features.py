@@ -22,6 +22,7 @@ from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate.tasks import Photo, Task
 from agriclip_jax.files import write_whole
 
+VERSION = 1  # of what a pass finds; those of another one are made anew
 PREPARATION = "views.load_view: upright, RGB, short side resized (bicubic), centre square"
 BATCH = 64  # photos that a model looks at together
 PART = 16 * BATCH  # photos of a part on disk
@@ -102,7 +103,7 @@ def of_task(
         parts.append(part)
         done += _count(part)
         progress(_count(part))
-    photos = islice(task.photos(), done, None)  # those that are skipped are not decoded
+    photos = islice(task.photos(), done, None) if done < task.count else iter(())  # those skipped are not decoded
     while count := _count(part := _pass(model, islice(photos, PART), done, progress)):
         if folder:
             _write(folder / f"{len(parts):05}.npz", part)
@@ -118,7 +119,7 @@ def cache_of(model: Any) -> Path:
 
 def key(model: Embedder, task: Task) -> str:
     """What decides a pass, hashed: the model, the photos and their labels, and how photos are prepared."""
-    said = [model.fingerprint, model.image_size, PREPARATION, task.fingerprint, task.split, task.class_keys]
+    said = [VERSION, model.fingerprint, model.image_size, PREPARATION, task.fingerprint, task.split, task.class_keys]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]
 
 

@@ -70,7 +70,7 @@ def pictures(model: Any, task: Task, seen: Features, result: Result, out: Path) 
       has the file of its `attention` besides.
 
     Raises:
-      UserError: a file cannot be written.
+      UserError: a file cannot be written, or a photo cannot be read any more.
     """
     rows = np.random.default_rng(0).permutation(len(seen))[:SAMPLES]
     wrong = np.zeros(0, int)
@@ -88,6 +88,8 @@ def pictures(model: Any, task: Task, seen: Features, result: Result, out: Path) 
     entries = []
     for place, row in enumerate(shown):
         position = int(seen.positions[row])
+        if position not in decoded:
+            raise UserError(f"{seen.sources[row]} cannot be read any more; was it changed?")
         file = f"{FOLDER}/{task.name}-{position}.jpg"
         entry = {"file": file, "source": seen.sources[row], "label": int(seen.labels[row]), "nearest": []}
         if result.answers:

@@ -62,7 +62,7 @@ class Scores:
       mean_per_class: mean recall of the classes that have images.
       macro_f1: mean F1 of the classes that have images or were predicted (scikit-learn's "macro").
       interval: 95 % Wilson interval of `top1`.
-      bootstrap: 95 % bootstrap intervals over the images, of "top1", "mean_per_class" and "macro_f1".
+      bootstrap: 95 % bootstrap intervals over the images, of "top1", "mean_per_class" and "macro_f1"; or empty.
     """
 
     images: int
@@ -127,6 +127,7 @@ class RolledUp:
       mean_per_group: its mean recall of the groups that have images.
       nearest_top1: by the group of the nearest class.
       nearest_mean_per_group: its mean recall.
+      nearest_chance: what a class at random would give; more than `chance` where most images are of a large group.
     """
 
     groups: int
@@ -135,6 +136,7 @@ class RolledUp:
     mean_per_group: float
     nearest_top1: float
     nearest_mean_per_group: float
+    nearest_chance: float
 
 
 def classify(
@@ -162,33 +164,44 @@ def classify(
     )
 
 
-def score(answers: Answers, seed: int = 0) -> Scores:
+def score(answers: Answers, seed: int = 0, *, bootstrap: bool = True) -> Scores:
     """The shares of right answers, each with what drawing other images could have given.
 
-    A draw that misses the only image of a class moves a mean over classes to one side. The bootstrap's percentiles
-    are therefore shifted by the difference of the estimate and the draws' mean.
+    Args:
+      answers: as from `classify`.
+      seed: of the draws.
+      bootstrap: whether its intervals are computed, which takes most of the time.
     """
     count, classes = len(answers.labels), answers.classes
-    rng = np.random.default_rng(seed)
-    at_once = max(1, (1 << 20) // max(count, classes))
-    draws = []
-    for start in range(0, DRAWS, at_once):
-        images = rng.integers(0, count, (min(at_once, DRAWS - start), count))
-        draws.append(_shares(answers.labels[images], answers.predicted[images], classes))
-    estimates = _shares(answers.labels[None], answers.predicted[None], classes)
-    drawn = np.concatenate(draws, axis=1)
-    low, high = np.percentile(drawn + estimates - drawn.mean(axis=1, keepdims=True), (2.5, 97.5), axis=1)
-    shares = estimates[:, 0]
-    low, high = np.clip(low, 0, shares), np.clip(high, shares, 1)
     names = ("top1", "mean_per_class", "macro_f1")
+    shares = _shares(answers.labels[None], answers.predicted[None], classes)[:, 0]
+    ends = _bootstrap(answers, shares, seed) if bootstrap else ()
     return Scores(
         images=count,
         chance=1 / classes,
         top5=float((answers.rank < 5).mean()) if classes > 5 else None,
         interval=wilson(int(answers.right.sum()), count),
-        bootstrap={name: (float(low[i]), float(high[i])) for i, name in enumerate(names)},
+        bootstrap=dict(zip(names, ends, strict=False)),
         **{name: float(shares[i]) for i, name in enumerate(names)},
     )
+
+
+def _bootstrap(answers: Answers, shares: np.ndarray, seed: int) -> list[Interval]:
+    """The 95 % interval of each of the shares.
+
+    A draw that misses the only image of a class moves a mean over classes to one side. The bootstrap's percentiles
+    are therefore shifted by the difference of the estimate and the draws' mean.
+    """
+    count, classes = len(answers.labels), answers.classes
+    rng, at_once, draws = np.random.default_rng(seed), max(1, (1 << 20) // max(count, classes)), []
+    for start in range(0, DRAWS, at_once):
+        images = rng.integers(0, count, (min(at_once, DRAWS - start), count))
+        draws.append(_shares(answers.labels[images], answers.predicted[images], classes))
+    drawn = np.concatenate(draws, axis=1)
+    shift = shares[:, None] - drawn.mean(axis=1, keepdims=True)
+    low, high = np.percentile(drawn + shift, (2.5, 97.5), axis=1)
+    low, high = np.clip(low, 0, shares), np.clip(high, shares, 1)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
 def calibration(
@@ -301,6 +314,7 @@ def roll_up(
         mean_per_group=float(recall),
         nearest_top1=float(nearest_top1),
         nearest_mean_per_group=float(nearest_recall),
+        nearest_chance=float((np.bincount(group)[group[labels]] / len(group)).mean()),
     )
 
 

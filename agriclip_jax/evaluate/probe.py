@@ -25,7 +25,7 @@ from agriclip_jax.evaluate.statistics import mean_interval, wilson
 NEIGHBOURS = (10, 20, 100, 200)  # DINO's, as is the temperature
 TEMPERATURE = 0.07
 SHOTS = (1, 2, 4, 8, 16)
-PROBE_L2 = tuple(10.0**power for power in range(3, -5, -1))  # from strong to weak: each fit starts from the last
+PROBE_L2 = tuple(10.0**power for power in range(2, -5, -1))  # from strong to weak: each fit starts from the last
 RIDGE_L2 = tuple(10.0**power for power in range(3, -4, -1))
 GRADIENT_NORM = 1e-6  # where the linear probe has converged
 MOST_ITERATIONS, SWEEP_ITERATIONS = 1000, 200  # of the probe itself, and of each fit that only helps to choose l2
@@ -372,7 +372,8 @@ def ridge(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[Class
 
     Minimises ‖standardised @ weights + bias - targets‖² / n + l2 · ‖weights‖². l2 is the one of `RIDGE_L2` of least
     squared leave-one-out error (PRESS, Allen 1974; of equal ones the first), for which nothing is fitted again: an
-    image's own error without it is its residual / (1 - leverage).
+    image's own error without it is its residual / (1 - leverage). Where no class has a second image, leaving one out
+    says nothing, and l2 is 1.
 
     Returns:
       the classifier and l2.
@@ -396,7 +397,7 @@ def ridge(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[Class
             total += np.sum((residuals / (1 - leverages[:, None])) ** 2)
         return total
 
-    l2 = min(RIDGE_L2, key=press)
+    l2 = min(RIDGE_L2, key=press) if one_hot.sum(axis=1).max() > 1 else 1.0
     weights = right.T @ ((singular / (singular**2 + count * l2))[:, None] * left_targets)
     bias = np.where(one_hot.sum(axis=1) > 0, target_mean, -np.inf)
     return Classifier(lambda x: (x - mean) * scale, weights, bias), l2
@@ -404,6 +405,8 @@ def ridge(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[Class
 
 def centroid(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[Classifier, None]:
     """The nearest class mean of centred, L2-normalised features (CL2N of SimpleShot, Wang et al. 2019).
+
+    The centre is the mean of the given images; SimpleShot has base classes to take it from.
 
     Returns:
       the classifier, and None for the l2 that it has not.

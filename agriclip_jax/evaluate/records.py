@@ -12,6 +12,8 @@ from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate.terminal import screen
 from agriclip_jax.files import read_record
 
+MANIFEST = "suite.json"  # which records are of a suite
+
 Record = Mapping[str, Any]
 MAX_BYTES = 1 << 28  # of a record
 
@@ -78,7 +80,11 @@ def read(path: Path | str) -> Run:
         if folders:
             folder = max(folders, key=lambda each: max(file.stat().st_mtime_ns for file in each.glob("*.*.json")))
     records: dict[str, dict[str, Record]] = {}
-    for file in sorted(folder.glob("*.*.json")):
+    files = sorted(folder.glob("*.*.json"))
+    if (folder / MANIFEST).is_file():  # what is there besides is of tasks that the suite no longer asks
+        asked = set(read_record(folder / MANIFEST, "records")["records"])
+        files = [file for file in files if file.name in asked]
+    for file in files:
         if file.stat().st_size > MAX_BYTES:
             raise UserError(f"{file} is larger than {MAX_BYTES >> 20} MiB, so it is no record; remove it")
         record, measure = read_record(file, "checkpoint", "dataset", "task", "group"), file.name.split(".")[-2]

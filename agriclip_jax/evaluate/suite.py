@@ -5,6 +5,7 @@ under a key of everything that decides it: what is done is not done again, and o
 was. `report.py` makes pages of these records and needs neither the model nor the photos.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -22,7 +23,8 @@ from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.evaluate import features, gallery, localize, measures, probe, retrieval, robustness, zeroshot
 from agriclip_jax.evaluate.embedding_map import embedding_map
 from agriclip_jax.evaluate.features import Features
-from agriclip_jax.evaluate.tasks import EMBEDDED, Task, load_tasks
+from agriclip_jax.evaluate.records import MANIFEST
+from agriclip_jax.evaluate.tasks import ALL, EMBEDDED, IN_DOMAIN, UNSEEN, Task, load_tasks
 from agriclip_jax.files import read_record, read_yaml, write_json
 
 VERSION = 1  # of what the measures mean; records of another one are made anew
@@ -31,6 +33,7 @@ ENTRY = ("photos", "meta", "split", "group", "templates")  # keys of an entry of
 MAP_POINTS = 1500
 GALLERY, GALLERY_PHOTOS = 8, 5  # texts, and photos of each
 ROBUST_PHOTOS = 100  # of each task
+POINTED = 8
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,8 @@ def run(
       UserError: a record cannot be written.
     """
     out = folder(model, suite)
+    files = [file for _, file, _ in records_of(suite, tasks)]
+    write_json(out / MANIFEST, {"suite": suite.name, "records": files})
     asked = Asked(model, features.cache_of(model), out, progress)
     for name, file, members in records_of(suite, tasks):
         measure = MEASURES.get(name) or OF_GROUPS[name]
@@ -160,12 +165,18 @@ def records_of(suite: Suite, tasks: Sequence[Task]) -> list[tuple[str, str, list
         groups.setdefault(task.group, []).append(task)
     of_tasks = [(name, f"{task.name}.{name}.json", [task]) for task in tasks for name in suite.measures]
     of_groups = [
-        (name, f"{re.sub(r'[^a-z0-9]+', '_', group.casefold())}.{name}.json", members)
+        (name, f"{_slug(group)}.{name}.json", members)
         for group, members in groups.items()
         for name in suite.measures
         if name != "pointing" or group == EMBEDDED  # only there it is known where a lesion is
     ]
     return [each for each in of_tasks if each[0] in MEASURES] + [each for each in of_groups if each[0] in OF_GROUPS]
+
+
+def _slug(group: str) -> str:
+    """A file name for a group; with a hash where letters were lost that could tell it from another."""
+    slug = re.sub(r"[^a-z0-9]+", "_", group)
+    return slug if group in (IN_DOMAIN, UNSEEN, slug) else f"{slug}-{hashlib.sha256(group.encode()).hexdigest()[:6]}"
 
 
 def is_done(file: Path, key: str) -> bool:
@@ -180,8 +191,8 @@ def _key(name: str, model: Any, tasks: Sequence[Task]) -> str:
     """Everything that decides a record, hashed."""
     said = [VERSION, name, model.logit_scale]
     for task in tasks:
-        prompts = [task.prompts(), task.own_prompts, task.paper_prompts, sorted(task.ranks.items()), task.mismatch]
-        said.append([features.key(model, task), task.name, task.group, task.domain, prompts])
+        asked = [task.name, task.group, task.domain, task.class_names, task.prompt_kinds()]
+        said.append([features.key(model, task), *asked, sorted(task.ranks.items()), task.mismatch])
         if name in FITTED and task.at:
             said.append([_fingerprint(task, split) for split in ("train", "val", "test")])
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]
@@ -269,24 +280,34 @@ def _few_shot(asked: Asked, task: Task) -> dict[str, Any]:
 
 def _fitted(asked: Asked, task: Task, kind: str, fit: Callable[..., tuple[dict, dict]]) -> dict[str, Any]:
     """A record of something fitted on the train split and measured on the test split."""
-    said = zeroshot.identity(task, asked.model, kind) | {"split": "test", "fitted_on": "train"}
+    said = zeroshot.identity(task, asked.model, kind) | {"split": "test", "fitted_on": "train", "chosen_on": "val"}
     if reason := zeroshot.cannot(task):
         return {**said, "not_scored": reason}
-    splits = []
-    for split in ("train", "val", "test"):
-        try:
-            seen = asked.see(task if split == task.split else task.at(split))
-        except UserError as error:
-            if split != "val":
-                return {**said, "not_scored": f"no {split} split: {error}"}
-            seen = seen.only(np.zeros(0, int))
-        splits.append(seen.only(np.flatnonzero(seen.labels >= 0)))
-    if not all(len(splits[i]) for i in (0, 2)):
-        return {**said, "not_scored": "no readable image to fit on or to ask"}
-    found, metrics = fit(*splits, len(task.class_names))
+    try:
+        train, val, test = (_labelled(asked, task, split) for split in ("train", "val", "test"))
+    except UserError as error:
+        return {**said, "not_scored": str(error)}
+    if not len(train) or not len(test):
+        return {**said, "not_scored": f"no readable image in the {'test' if len(train) else 'train'} split"}
+    found, metrics = fit(train, val, test, len(task.class_names))
     if "reason" in found:
         return {**said, "not_scored": found["reason"]}
-    return {**said, "metrics": metrics, **found}
+    unreadable = [{"source": source, "why": why} for source, why in test.unreadable]
+    return {**said, "metrics": metrics, **found, "sources": list(test.sources), "unreadable": unreadable}
+
+
+def _labelled(asked: Asked, task: Task, split: str) -> Features:
+    """The labelled photos of a split of a task's dataset; none where there is no val split."""
+    if task.split == ALL:
+        seen = asked.see(task)
+        return seen.only(np.flatnonzero((np.array(task.splits)[seen.positions] == split) & (seen.labels >= 0)))
+    try:
+        seen = asked.see(task if split == task.split else task.at(split))
+    except UserError:
+        if split != "val":
+            raise
+        return asked.see(task).only(np.zeros(0, int))
+    return seen.only(np.flatnonzero(seen.labels >= 0))
 
 
 def _robustness(asked: Asked, task: Task) -> dict[str, Any]:
@@ -301,6 +322,7 @@ def _robustness(asked: Asked, task: Task) -> dict[str, Any]:
         return {**said, "not_scored": "no readable image"}
     classes = zeroshot.class_embeddings(model, task.prompts())
     found = dict(gallery.images(task, seen.positions[rows]))
+    rows = np.array([row for row in rows.tolist() if int(seen.positions[row]) in found])
     clean = [views.eval_view(found[int(position)], model.image_size) for position in seen.positions[rows]]
 
     def top1(shown: Iterable[np.ndarray]) -> float:
@@ -453,7 +475,9 @@ def _map(asked: Asked, tasks: Sequence[Task]) -> dict[str, Any]:
 def _pointing(asked: Asked, tasks: Sequence[Task]) -> dict[str, Any]:
     """Whether the model finds the lesions that the embedded corpus drew."""
     said = {"dataset": EMBEDDED, "group": EMBEDDED, "task": "pointing", "language": "en"}
-    found = {name: asdict(each) for name, each in localize.pointing(asked.model, progress=asked.progress).items()}
+    model = copy.copy(asked.model)
+    model.batch = POINTED  # pictures are looked at one at a time
+    found = {name: asdict(each) for name, each in localize.pointing(model, progress=asked.progress).items()}
     return {**said, "metrics": {"pointing_accuracy": found["all"]["accuracy"]}, "symptoms": found}
 
 

@@ -68,6 +68,8 @@ class Task:
       own_prompts: for each class its whole prompts, of a task file that gives them; else empty.
       paper_prompts: for each class the prompts of the original, verbatim; empty where unknown.
       ranks: rank -> the group of each class ("genus", "health", ...); of ranks that tell some classes apart.
+      splits: of the split "all", the split of each photo, in their order.
+      lineages: class key -> its names by rank, as far as they are known.
       mismatch: why the photos are not those of the task file that they are asked by; such a task is not scored.
       at: function that asks the same of another split.
     """
@@ -87,6 +89,8 @@ class Task:
     own_prompts: tuple[tuple[str, ...], ...] = ()
     paper_prompts: tuple[tuple[str, ...], ...] = ()
     ranks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    splits: tuple[str, ...] = field(default=(), repr=False)
+    lineages: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     mismatch: str = ""
     at: Callable[[str], "Task"] | None = field(default=None, repr=False)
 
@@ -96,25 +100,28 @@ class Task:
         return [captions.class_phrase(name, self.name, self.domain) for name in self.class_names]
 
     def prompts(self) -> list[list[str]]:
-        """For each class, its phrase in every template."""
+        """For each class, its whole prompts where a task file gives them, else its phrase in every template."""
+        return [list(texts) for texts in self.own_prompts] or self._filled()
+
+    def _filled(self) -> list[list[str]]:
         return [[captions.fill(template, phrase) for template in self.templates] for phrase in self.phrases]
 
     def prompt_kinds(self) -> dict[str, list[list[str]]]:
-        """Kind of prompts -> for each class its prompts.
+        """Kind of prompts -> for each class its prompts; the first kind is that of `prompts`.
 
-        "ensemble" are all templates and "single" is the first alone; where they are known, "per class" are the task
-        file's whole prompts, "paper" the original's, and "descriptions" what a class looks like, from the table of
+        "per class" are a task file's whole prompts, "ensemble" all templates and "single" the first alone; where they
+        are known, "paper" are the original's prompts, and "descriptions" what a class looks like, from the table of
         facts (a class without a fact keeps its templates).
         """
-        ensemble = self.prompts()
-        kinds = {ENSEMBLE: ensemble, SINGLE: [texts[:1] for texts in ensemble]}
+        ensemble, own = self._filled(), [list(texts) for texts in self.own_prompts]
+        kinds = {OWN_PROMPTS: own} if own else {}
+        kinds |= {ENSEMBLE: ensemble, SINGLE: [texts[:1] for texts in ensemble]}
         table = knowledge.table()
         facts = [table.captions(name, self.domain, self.name) for name in self.class_names]
         if any(facts):
             kinds[DESCRIPTIONS] = [known or texts for known, texts in zip(facts, ensemble, strict=True)]
-        for kind, given in ((OWN_PROMPTS, self.own_prompts), (PAPER, self.paper_prompts)):
-            if given:
-                kinds[kind] = [list(texts) for texts in given]
+        if self.paper_prompts:
+            kinds[PAPER] = [list(texts) for texts in self.paper_prompts]
         return kinds
 
 
@@ -200,14 +207,16 @@ def from_alive(
     Raises:
       UserError: the folder has no such split.
     """
-    found = [alive.source(name) for name in (alive.splits if split == ALL else (split,))]
+    found = {name: alive.source(name) for name in (alive.splits if split == ALL else (split,))}
     asked = {slug: record for slug, record in alive.datasets.items() if unlabelled or any(record.classes)}
-    places = {slug: [] for slug in asked}
-    for source in found:
+    places, splits, bare = {slug: [] for slug in asked}, {slug: [] for slug in asked}, set()
+    for name, source in found.items():
         for row in range(len(source)):
             slug, _, key = alive.classes[source[row]["label"]].partition("/")
             if key or unlabelled:
                 places[slug].append((source, row))
+                splits[slug].append(name)
+                bare |= set() if key else {slug}
     # Where the labels of each dataset begin; the class without a name, of images without a label, sorts first.
     first = {slug: start + ("" in alive.datasets[slug].classes) for slug, start in _starts(alive).items()}
 
@@ -234,7 +243,9 @@ def from_alive(
             templates=tuple(templates) or tuple(record.templates) or captions.templates(record.domain),
             count=len(places[slug]),
             photos=partial(stream, slug),
-            fingerprint=f"{alive.fingerprint}/{slug}" + ("+" if unlabelled else ""),
+            fingerprint=f"{alive.fingerprint}/{slug}" + ("+" if slug in bare else ""),
+            splits=tuple(splits[slug]) if split == ALL else (),
+            lineages=record.taxonomy,
             ranks=_ranks(record),
             at=lambda split, slug=slug: elsewhere(split)[slug],
         )
@@ -290,7 +301,7 @@ def _surveyed(
 ) -> Task:
     one = None if split == ALL else split
     keys = tuple(filter(None, record.classes))
-    count, fingerprint = survey.digest(slug, one, unlabelled=unlabelled)
+    splits, fingerprint = survey.digest(slug, one, unlabelled=unlabelled)
     labels = {key: label for label, key in enumerate(keys)} | {"": -1}
 
     def stream() -> Iterator[Photo]:
@@ -308,10 +319,12 @@ def _surveyed(
         class_keys=keys,
         class_names=tuple(record.classes[key] for key in keys),
         templates=templates or record.templates or captions.templates(record.domain),
-        count=count,
+        count=len(splits),
         photos=stream,
         unreadable=tuple(survey.dropped(surveys.UNREADABLE, one)),
         fingerprint=fingerprint,
+        splits=splits if split == ALL else (),
+        lineages=record.taxonomy,
         ranks=_ranks(record),
         at=partial(_surveyed, survey, slug, record, group, templates, unlabelled),
     )
@@ -320,13 +333,18 @@ def _surveyed(
 def _from_benchmark(path: Path, split: str, templates: Sequence[str], seen: Collection[str]) -> Task:
     """The task of a folder of CLIP_benchmark: all of its class names are offered, also those without a photo."""
     folder = taskfiles.benchmark_folder(path)
-    if split not in folder.splits:
-        raise UserError(f"{path} has no split {split!r}; it has: {', '.join(folder.splits)}")
-    survey = surveys.survey([folder.splits[split]])
-    ((slug, record),) = survey.datasets.items()
-    record = replace(record, classes=dict(folder.classes), templates=folder.templates)
-    task = _surveyed(survey, slug, record, _group(slug, seen), tuple(templates), False, ALL)
-    return replace(task, split=split, at=lambda split: _from_benchmark(path, split, templates, seen))
+
+    @cache
+    def at(split: str) -> Task:
+        if split not in folder.splits:
+            raise UserError(f"{path} has no split {split!r}; it has: {', '.join(folder.splits)}")
+        survey = surveys.survey([folder.splits[split]])
+        ((slug, record),) = survey.datasets.items()
+        record = replace(record, classes=dict(folder.classes), templates=folder.templates)
+        task = _surveyed(survey, slug, record, _group(slug, seen), tuple(templates), False, ALL)
+        return replace(task, split=split, splits=(), at=at)
+
+    return at(split)
 
 
 # ---- asked by a task file --------------------------------------------------------------------------------------------
@@ -357,8 +375,14 @@ def _asked(
     of = [keys.get(key, "") for key in task.class_keys]
 
     def prompts(paper: bool) -> tuple[tuple[str, ...], ...]:
-        named = [key or folder for key, folder in zip(of, task.class_keys, strict=True)]
-        return tuple(tuple(taskfiles.class_prompts(by, key, paper=paper)) for key in named)
+        named = [
+            (key or folder, task.lineages.get(folder, {})) for key, folder in zip(of, task.class_keys, strict=True)
+        ]
+        try:
+            return tuple(tuple(taskfiles.class_prompts(by, key, paper=paper, taxon=taxon)) for key, taxon in named)
+        except UserError as error:
+            say(f"not asked by the original's prompts: {error}")
+            return ()
 
     return replace(
         task,

@@ -14,7 +14,7 @@ from agriclip_jax.evaluate import features, measures
 from agriclip_jax.evaluate.features import Embedder, Features
 from agriclip_jax.evaluate.measures import Answers, Scores
 from agriclip_jax.evaluate.statistics import mean_of_shares
-from agriclip_jax.evaluate.tasks import ENSEMBLE, Task
+from agriclip_jax.evaluate.tasks import Task
 from agriclip_jax.evaluate.terminal import screen
 from agriclip_jax.files import write_json
 
@@ -157,9 +157,9 @@ def score(model: Embedder, task: Task, seen: Features, detailed: bool = False) -
     seen = seen.only(np.flatnonzero(seen.labels >= 0))
     if not len(seen):
         return Result(task, None, reason="no readable image", unreadable=seen.unreadable)
-    kinds = task.prompt_kinds() if detailed else {ENSEMBLE: task.prompts()}
+    kinds = task.prompt_kinds() if detailed else {"": task.prompts()}
     embedded = _embedded(model, kinds.values())
-    classes = embedded(kinds[ENSEMBLE], ORDERS[0])
+    classes = embedded(task.prompts(), ORDERS[0])
     answers = measures.classify(seen.embeddings, classes, seen.labels, model.logit_scale)
     details = _details(model, task, seen, kinds, embedded) if detailed else {}
     return Result(task, measures.score(answers), answers, "", seen.unreadable, seen.sources, details)
@@ -168,13 +168,13 @@ def score(model: Embedder, task: Task, seen: Features, detailed: bool = False) -
 def _details(
     model: Embedder, task: Task, seen: Features, kinds: Mapping[str, Prompts], embedded: Callable[..., np.ndarray]
 ) -> dict[str, Any]:
-    given = (seen.embeddings, embedded(kinds[ENSEMBLE], ORDERS[0]), seen.labels, model.logit_scale)
+    given = (seen.embeddings, embedded(task.prompts(), ORDERS[0]), seen.labels, model.logit_scale)
     by_prompts = []
     for kind, prompts in kinds.items():
         several = any(len(texts) > 1 for texts in prompts)
         for order in ORDERS if several else ORDERS[:1]:
             answers = measures.classify(seen.embeddings, embedded(prompts, order), seen.labels, model.logit_scale)
-            found = measures.score(answers)
+            found = measures.score(answers, bootstrap=False)
             shares = {name: getattr(found, name) for name in ("top1", "top5", "mean_per_class", "macro_f1")}
             by_prompts.append({"prompts": kind, "order": order, **shares, "interval": found.interval})
     open_set = measures.open_set(*given)
@@ -262,7 +262,7 @@ def as_json(results: Sequence[Result], model: Any) -> dict[str, Any]:
         "checkpoint": {"workdir": str(model.workdir), "step": int(model.step), "use": model.use},
         "code_version": model.code_version,
         "image_size": int(model.image_size),
-        "prompts": {"kind": ENSEMBLE, "order": ORDERS[0]},
+        "prompts": {"order": ORDERS[0]},
         "interval": "Wilson, 95 %",
         "means": [asdict(mean) for mean in means(results)],
         "results": [record(result, model) for result in results],
@@ -287,7 +287,7 @@ def identity(task: Task, model: Any, kind: str) -> dict[str, Any]:
         "group": task.group,
         "domain": task.domain,
         "split": task.split,
-        "photos": {"typed": task.spec, "fingerprint": task.fingerprint},
+        "photos": {"typed": task.spec, "split": task.split, "fingerprint": task.fingerprint},
         "class_keys": list(task.class_keys),
         "class_names": list(task.class_names),
     }
@@ -299,6 +299,7 @@ def record(result: Result, model: Any) -> dict[str, Any]:
     said = identity(task, model, "zeroshot_classification") | {
         "class_phrases": list(task.phrases),
         "templates": list(task.templates),
+        "own_prompts": [list(texts) for texts in task.own_prompts],
         "unreadable": [{"source": source, "why": why} for source, why in result.unreadable],
     }
     if not scored:
