@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -237,9 +236,7 @@ def is_finished(workdir: Path, config: "ConfigDict", alive: "Alive", *, extend: 
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; give another --workdir")
     if not is_run(workdir):
-        if workdir.is_dir() and any(
-            re.sub(r"(\.\d+)?\.partial$", "", p.name) not in IDENTITY for p in workdir.iterdir()
-        ):
+        if workdir.is_dir() and any(p.name.removesuffix(".partial") not in IDENTITY for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and is no run; give another --workdir")
         return False
     old, data = read_record(workdir / "config.json", "total_steps"), read_record(workdir / "data.json", "fingerprint")
