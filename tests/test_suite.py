@@ -210,6 +210,25 @@ def test_a_folder_without_records_says_how_to_make_them(tmp_path):
         records.read(tmp_path)
 
 
+def test_photos_that_are_in_train_and_test_are_counted_and_told(tmp_path, model, capsys):
+    twice = {colour: photos(colour, 15) * 2 for colour in ("red", "green")}
+    folder(tmp_path / "twins", twice)
+    run = made(model, suite.Suite("t", ("knn", "linear"), ({"photos": str(tmp_path / "twins")},)))
+    record = run.scored("knn")["twins"]
+    assert 0 < record["also_in_train"] <= len(record["sources"])
+    records.show([run])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"twins: {record['also_in_train']} of {len(record['sources'])} test photos are in the train split" in shown
+    assert f"100.0 / {len(record['sources'])}" in shown, "rows come from any measure, with the images it asked"
+
+
+def test_a_folder_that_is_not_the_task_is_in_no_measure(tmp_path, model):
+    path = folder(tmp_path / "fruit", {"red": photos("red", 8), "green": photos("green", 8)})
+    run = made(model, suite.Suite("t", (*suite.MEASURES, "retrieval", "map"), ({"photos": f"deep_weeds={path}"},)))
+    assert not any(run.scored(measure) for measure in (*suite.MEASURES, "retrieval", "map"))
+    assert all("classes are missing" in run.of(measure)["deep_weeds"]["not_scored"] for measure in suite.MEASURES)
+
+
 def test_the_table_shows_measures_side_by_side_and_group_means(model, asked, capsys):
     records.show([made(model, asked, "zeroshot", "linear", "retrieval")])
     shown = capsys.readouterr().out

@@ -488,3 +488,14 @@ def test_a_folder_without_a_split_says_what_a_split_is(exported):
 def test_task_files_need_no_jax():
     code = f"import sys, {taskfiles.__name__} as t; t.shipped(); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False).returncode == 0
+
+
+def test_a_shard_that_was_cut_anywhere_is_one_line(exported):
+    shard = exported / "test" / "0.tar"
+    whole = shard.read_bytes()
+    for end in range(512, len(whole) - 1024, 512):
+        shard.write_bytes(whole[:end])
+        try:
+            survey([benchmark_folder(exported).splits["test"]], ratios={"test": 100})
+        except UserError as error:
+            assert "\n" not in str(error)

@@ -69,7 +69,7 @@ def test_what_cannot_be_scored_says_why_and_leaves_every_mean():
     ]
     results = zeroshot.evaluate(ColourModel(), tasks)
     assert [bool(result.metrics) for result in results] == [True, False, False, False, True]
-    assert "one class" in results[1].reason and "no image in split" in results[2].reason
+    assert "one class" in results[1].reason and "no image with a label in split" in results[2].reason
     assert results[3].reason == "no readable image"
     means = zeroshot.means(results)
     assert [(m.group, m.tasks, m.top1, m.chance) for m in means] == [

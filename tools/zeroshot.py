@@ -65,8 +65,13 @@ def main() -> int:
     )
     if all(task.mismatch for task in asked):
         raise UserError(f"{asked[0].mismatch}; without NAME= the folder is scored as it is")
+    cache = features.cache_of(model)
+    try:
+        check_file(cache / "any.npz")
+    except UserError:
+        commands.note(f"what the model sees is not kept, for {cache} cannot be written")
+        cache = None
     with commands.progress("images", sum(task.count for task in asked)) as advance:
-        cache = features.cache_of(model)
         results = zeroshot.evaluate(model, asked, cache=cache, detailed=True, progress=advance)
     print(f"{model.workdir}, step {model.step}, {model.use}; shares in %")
     zeroshot.show(results)

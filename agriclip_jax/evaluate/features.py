@@ -7,7 +7,6 @@ costs no second pass, and one that was killed goes on where it was.
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -99,7 +98,7 @@ def of_task(
     folder = Path(cache) / key(model, task) if cache else None
     parts: list[Features] = []
     done = 0
-    while folder and (part := _read(folder / f"{len(parts):05}.npz")):
+    while folder and (part := _read(folder / f"{len(parts):05}.npz", done)):
         parts.append(part)
         done += _count(part)
         progress(_count(part))
@@ -245,16 +244,20 @@ def _write(file: Path, part: Features) -> None:
     write_whole(file, data.getvalue())
 
 
-def _read(file: Path) -> Features | None:
-    """A part; None when it is not there, or damaged, and is to be made anew."""
+def _read(file: Path, start: int) -> Features | None:
+    """The part of the photos from `start` on; None when it is not there, or damaged, and is to be made anew."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             texts = json.loads(stored["texts"].tobytes())
-            return Features(
+            part = Features(
                 *(stored[name] for name in ("features", "embeddings", "labels", "positions")),
                 sources=tuple(texts["sources"]),
                 captions=tuple(map(tuple, texts["captions"])),
                 unreadable=tuple(map(tuple, texts["unreadable"])),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # bytes that were changed raise many kinds
         return None
+    rows = {len(column) for column in (part.features, part.embeddings, part.positions, part.sources, part.captions)}
+    inside = (part.positions >= start) & (part.positions < start + _count(part))
+    whole = rows == {len(part)} and inside.all() and np.isfinite(part.features).all()
+    return part if whole and np.isfinite(part.embeddings).all() else None

@@ -156,36 +156,61 @@ def show(runs: Sequence[Run]) -> None:
 
     for run in runs:
         console, table = screen()
-        shown = [measure for measure in COLUMNS if run.of(measure)]
+        shown = [measure for measure in COLUMNS if run.scored(measure)]
         table.add_column("task", overflow="fold")
-        for column in ("images", "classes", "chance", *(COLUMNS[measure] for measure in shown)):
+        for column in ("classes", "chance", *(COLUMNS[measure] for measure in shown)):
             table.add_column(column, justify="right")
         for group in groups([run]):
             table.add_section()
-            rows = {name: record for name, record in run.scored("zeroshot").items() if record["group"] == group}
-            for name, record in rows.items():
-                cells = [str(record["images"]), str(len(record["class_names"])), percent(record["chance"])]
-                found = [run.scored(measure).get(name) for measure in shown]
-                cells += [
-                    percent(top1(each, measure)) if each else "" for each, measure in zip(found, shown, strict=True)
+            of = {m: {n: r for n, r in run.scored(m).items() if r["group"] == group} for m in shown}
+            tasks = list(dict.fromkeys(name for records in of.values() for name in records))
+            for name in tasks:
+                known = next(records[name] for records in of.values() if name in records)
+                cells = [_cell(of[measure].get(name), measure) for measure in shown]
+                table.add_row(escape(name), str(len(known["class_names"])), percent(_chance(known)), *cells)
+            if tasks:
+                counts = [len(of[measure]) for measure in shown]
+                found = [percent(mean(run, measure, group)) for measure in shown]
+                # A mean over fewer tasks than the others says over how many.
+                means = [
+                    f"{share} of {n}" if 0 < n < len(tasks) else share for share, n in zip(found, counts, strict=True)
                 ]
-                table.add_row(escape(name), *cells)
-            if rows:
-                chance = percent(np.mean([record["chance"] for record in rows.values()]))
-                means = [percent(mean(run, measure, group)) for measure in shown]
-                table.add_row(f"mean, {escape(group)} ({len(rows)})", "", "", chance, *means, style="bold")
-        console.print(f"{escape(run.name)}, step {run.checkpoint['step']}, {run.checkpoint['use']}: top-1 in %")
-        console.print(table)
+                table.add_row(f"mean, {escape(group)} ({len(tasks)})", "", "", *means, style="bold")
+        what = f"{escape(run.name)}, step {run.checkpoint['step']}, {run.checkpoint['use']}"
+        if shown:
+            console.print(f"{what}: top-1 in % / images asked; *: some classes have fewer than 16 images to fit on")
+            console.print(table)
         for group, record in run.scored("retrieval").items():
-            parts = {
-                way: ", ".join(f"R@{k} {percent(share)}" for k, share in record[key]["recall"].items())
-                for way, key in (("photo to text", "image_to_text"), ("text to photo", "text_to_image"))
-            }
-            said = "; ".join(f"{way} {shares}" for way, shares in parts.items())
-            console.print(f"retrieval, {escape(group)}: {said}; mean {percent(record['metrics']['mean_recall'])}")
-        for name, record in run.of("zeroshot").items():
-            if "not_scored" in record:
-                console.print(f"not scored: {escape(name)}, {escape(record['not_scored'])}", soft_wrap=True)
+            for way, key in (("photo to text", "image_to_text"), ("text to photo", "text_to_image")):
+                shares = record[key]["recall"].items()
+                said = ", ".join(f"R@{k} {percent(share)} ({percent(record[key]['chance'][k])})" for k, share in shares)
+                console.print(f"{what}, retrieval, {escape(group)}: {way} {said}", soft_wrap=True)
+            total = f"mean recall {percent(record['metrics']['mean_recall'])}; in brackets, by chance"
+            console.print(f"{what}, retrieval, {escape(group)}: {total}", soft_wrap=True)
+        for name, record in {**run.scored("few_shot"), **run.scored("knn"), **run.scored("linear")}.items():
+            if twins := record["also_in_train"]:
+                said = f"{twins} of {len(record['sources'])} test photos are in the train split too"
+                console.print(f"{escape(name)}: {said}, so what is fitted looks better than it is", soft_wrap=True)
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for measure, records in run.records.items():
+            for name, record in records.items():
+                if "not_scored" in record:
+                    reasons.setdefault((name, record["not_scored"]), []).append(COLUMNS.get(measure, measure))
+        for (name, reason), measures in reasons.items():
+            console.print(f"not scored: {escape(name)} ({', '.join(measures)}), {escape(reason)}", soft_wrap=True)
+
+
+def _cell(record: Record | None, measure: str) -> str:
+    """Top-1, and of how many images."""
+    if record is None:
+        return ""
+    short = measure == "few_shot" and any(r["short_classes"] for r in record["results"] if r["shots"] == 16)
+    images = record["results"][0]["images"] if measure == "knn" else record["images"]
+    return f"{percent(top1(record, measure))}{'*' if short else ''} / {images}"
+
+
+def _chance(record: Record) -> float:
+    return 1 / len(record["class_names"])
 
 
 def mean(run: Run, measure: str, group: str) -> float | None:

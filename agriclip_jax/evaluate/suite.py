@@ -27,7 +27,7 @@ from agriclip_jax.evaluate.records import MANIFEST
 from agriclip_jax.evaluate.tasks import ALL, EMBEDDED, IN_DOMAIN, UNSEEN, Task, load_tasks
 from agriclip_jax.files import read_record, read_yaml, write_json
 
-VERSION = 1  # of what the measures mean; records of another one are made anew
+VERSION = 2  # of what the measures mean; records of another one are made anew
 MAX_BYTES = 1 << 20  # of a suite's file
 ENTRY = ("photos", "meta", "split", "group", "templates")  # keys of an entry of `tasks`
 MAP_POINTS = 1500
@@ -263,7 +263,12 @@ def _linear(asked: Asked, task: Task) -> dict[str, Any]:
         )
         if found.predicted is None:
             return found.record, {}
-        answers = {"labels": test.labels.tolist(), "predicted": found.predicted.tolist()}
+        has_val = found.record["val_held_out_with_seed"] is None
+        how = {
+            "chosen_on": "val" if has_val else "a tenth of train",
+            "fitted_on": "train and val" if has_val else "train",
+        }
+        answers = how | {"labels": test.labels.tolist(), "predicted": found.predicted.tolist()}
         metrics = {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "mean_per_class"}
         return found.record | answers, {name: found.record[share] for name, share in metrics.items()}
 
@@ -280,7 +285,7 @@ def _few_shot(asked: Asked, task: Task) -> dict[str, Any]:
 
 def _fitted(asked: Asked, task: Task, kind: str, fit: Callable[..., tuple[dict, dict]]) -> dict[str, Any]:
     """A record of something fitted on the train split and measured on the test split."""
-    said = zeroshot.identity(task, asked.model, kind) | {"split": "test", "fitted_on": "train", "chosen_on": "val"}
+    said = zeroshot.identity(task, asked.model, kind) | {"split": "test", "fitted_on": "train"}
     if reason := zeroshot.cannot(task):
         return {**said, "not_scored": reason}
     try:
@@ -292,8 +297,17 @@ def _fitted(asked: Asked, task: Task, kind: str, fit: Callable[..., tuple[dict, 
     found, metrics = fit(train, val, test, len(task.class_names))
     if "reason" in found:
         return {**said, "not_scored": found["reason"]}
+    known = {row.tobytes() for row in train.features}
+    twins = sum(row.tobytes() in known for row in test.features)
     unreadable = [{"source": source, "why": why} for source, why in test.unreadable]
-    return {**said, "metrics": metrics, **found, "sources": list(test.sources), "unreadable": unreadable}
+    return {
+        **said,
+        "metrics": metrics,
+        **found,
+        "also_in_train": twins,
+        "sources": list(test.sources),
+        "unreadable": unreadable,
+    }
 
 
 def _labelled(asked: Asked, task: Task, split: str) -> Features:
@@ -346,6 +360,8 @@ def _robustness(asked: Asked, task: Task) -> dict[str, Any]:
 
 def _pictures(asked: Asked, task: Task) -> dict[str, Any]:
     said = zeroshot.identity(task, asked.model, "pictures") | {"class_phrases": list(task.phrases)}
+    if task.mismatch:
+        return {**said, "not_scored": task.mismatch}
     seen = asked.see(task)
     if not len(seen):
         return {**said, "not_scored": "no readable image"}
@@ -366,7 +382,7 @@ def _retrieval(asked: Asked, tasks: Sequence[Task]) -> dict[str, Any]:
     keys: dict[Any, int] = {}
     texts: dict[tuple[int, str], None] = {}
     image_keys, embeddings, places = [], [], []
-    for task in tasks:
+    for task in (task for task in tasks if not task.mismatch):
         seen, prompts = asked.see(task), task.prompts()
         classes = [captions.class_identity(name, task.name) for name in task.class_names]
         for row in range(len(seen)):
@@ -453,6 +469,7 @@ def _map(asked: Asked, tasks: Sequence[Task]) -> dict[str, Any]:
     rows = [
         (task.name, int(label), row)
         for task in tasks
+        if not task.mismatch
         for seen in [asked.see(task)]
         for label, row in zip(seen.labels, seen.embeddings, strict=True)
     ]

@@ -354,7 +354,7 @@ def _asked_by(part: str) -> tuple[TaskFile | None, str]:
     """The task file that NAME=PATH names, or that lies in the folder, and the PATH."""
     name, separator, place = part.partition("=")
     is_file = name.endswith((".yaml", ".yml"))
-    if separator and not Path(part).expanduser().exists() and (is_file or re.fullmatch(r"\w+", name)):
+    if separator and not Path(part).expanduser().exists() and (is_file or re.fullmatch(r"[\w -]+", name)):
         return (taskfiles.read(Path(name).expanduser()) if is_file else taskfiles.find(name)), place
     inside = Path(part).expanduser() / TASK_FILE
     return (taskfiles.read(inside) if inside.is_file() else None), part

@@ -137,7 +137,7 @@ def cannot(task: Task) -> str:
     if task.mismatch:
         return task.mismatch
     if not task.count:
-        return f"no image in split {task.split!r}"
+        return f"no image with a label in split {task.split!r}"
     if not task.class_names:
         return "its images have no labels"
     if len(task.class_names) < 2:

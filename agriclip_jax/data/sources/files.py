@@ -246,7 +246,10 @@ class Tar:
             if not (member.isfile() or member.isdir() or link is not None):
                 continue
             is_text = member.isfile() and wants_text(member.name) and member.size <= MAX_TEXT_BYTES
-            text = archive.extractfile(member).read() if is_text else None
+            text = None
+            if is_text:
+                with opened(self.origin, lambda _, of=(archive, member): of[0].extractfile(of[1])) as file:
+                    text = file.read()
             whole = member.isfile() and not member.issparse()
             place = number if self.in_order else [member.offset_data, member.size if whole else -1]
             yield Entry(printable(member.name.rstrip("/")), member.isdir(), place, text)
