@@ -75,6 +75,24 @@ def suite_of(arguments: argparse.Namespace, measures: Sequence[str]) -> "Suite":
     return Suite(f"{file_stem(arguments.tasks)}-{'-'.join(measures)}-{asked}", tuple(measures), (entry,))
 
 
+def measure_tasks(description: str, measures: Sequence[str]) -> int:
+    """A whole command: the tasks of its flags by some measures, for one run or several.
+
+    Args:
+      description: of the command, for --help.
+      measures: from those of a suite.
+
+    Returns:
+      The exit status.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_checkpoint(parser, several=True)
+    add_tasks(parser, required=True)
+    arguments = parser.parse_args()
+    measure(suite_of(arguments, measures), arguments.ckpt, arguments.step, arguments.use)
+    return 0
+
+
 def measure(asked: "Suite", workdirs: Sequence[str], step: str | None, use: str) -> None:
     """Measures runs by a suite, shows how far it is, and prints the tables.
 

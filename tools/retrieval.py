@@ -6,24 +6,12 @@ Photos with captions of their own are found by them, others by the prompts of th
 (in-domain, downstream) are searched together.
 """
 
-import argparse
-
 from agriclip_jax import commands
 from agriclip_jax.errors import exit_on_user_error
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands.add_checkpoint(parser, several=True)
-    commands.add_tasks(parser, required=True)
-    return parser.parse_args()
-
-
 def main() -> int:
-    arguments = parse_arguments()
-    asked = commands.suite_of(arguments, ["retrieval"])
-    commands.measure(asked, arguments.ckpt, arguments.step, arguments.use)
-    return 0
+    return commands.measure_tasks(__doc__, ["retrieval"])
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ def images(task: Task, positions: Collection[int]) -> Iterator[tuple[int, Image.
             return
 
 
+def _file(task: Task, position: int, what: str = "") -> str:
+    return f"{FOLDER}/{task.name}-{position}{what}.jpg"
+
+
 def save(task: Task, positions: Collection[int], out: Path) -> dict[int, str]:
     """Writes small copies of some of a task's photos.
 
@@ -50,7 +54,7 @@ def save(task: Task, positions: Collection[int], out: Path) -> dict[int, str]:
     """
     files = {}
     for position, image in images(task, positions):
-        files[position] = f"{FOLDER}/{task.name}-{position}.jpg"
+        files[position] = _file(task, position)
         write_whole(out / files[position], page.jpeg(image, SIDE))
     return files
 
@@ -73,33 +77,29 @@ def pictures(model: Any, task: Task, seen: Features, result: Result, out: Path) 
       UserError: a file cannot be written, or a photo cannot be read any more.
     """
     rows = np.random.default_rng(0).permutation(len(seen))[:SAMPLES]
-    wrong = np.zeros(0, int)
-    probabilities = np.zeros((len(seen), 0))
-    if result.answers:
-        labelled = np.flatnonzero(seen.labels >= 0)
-        order = labelled[np.argsort(-result.answers.confidence, kind="stable")]
-        is_wrong = dict(zip(labelled.tolist(), ~result.answers.right, strict=True))
-        wrong = np.array([row for row in order.tolist() if is_wrong[row]][:MISTAKES], int)
-        classes = zeroshot.class_embeddings(model, task.prompts())
+    shown = rows
+    if answers := result.answers:
+        surest = np.argsort(-answers.confidence, kind="stable")
+        wrong = np.flatnonzero(seen.labels >= 0)[surest[~answers.right[surest]][:MISTAKES]]
         shown = np.concatenate([rows, wrong])
+        classes = zeroshot.class_embeddings(model, task.prompts())
         probabilities = zeroshot.probabilities(seen.embeddings[shown] @ classes.T, model.logit_scale)
-    shown = np.concatenate([rows, wrong])
     decoded = dict(images(task, seen.positions[shown]))
     entries = []
     for place, row in enumerate(shown):
         position = int(seen.positions[row])
         if position not in decoded:
             raise UserError(f"{seen.sources[row]} cannot be read any more; was it changed?")
-        file = f"{FOLDER}/{task.name}-{position}.jpg"
+        file = _file(task, position)
         entry = {"file": file, "source": seen.sources[row], "label": int(seen.labels[row]), "nearest": []}
-        if result.answers:
+        if answers:
             nearest = np.argsort(-probabilities[place], kind="stable")[:3]
             entry["nearest"] = [[int(i), round(float(probabilities[place, i]), 4)] for i in nearest]
         write_whole(out / file, page.jpeg(decoded[position], SIDE))
         if place < len(rows):
             view = views.eval_view(decoded[position], model.image_size)
             heads = np.asarray(model.attention(view[None]))[0]
-            entry["attention"] = f"{FOLDER}/{task.name}-{position}-attention.jpg"
+            entry["attention"] = _file(task, position, "-attention")
             write_whole(out / entry["attention"], page.jpeg(page.overlay(view, heads.mean(axis=0)), SIDE))
         entries.append(entry)
     return {"samples": entries[: len(rows)], "mistakes": entries[len(rows) :]}

@@ -223,8 +223,7 @@ def from_alive(
     def stream(slug: str) -> Iterator[Photo]:
         for source, row in places[slug]:
             example = source[row]
-            named = zip(example["captions"], example["caption_kinds"], strict=True)
-            own = tuple(text for text, kind in named if kind in OWN)
+            own = _own(example["captions"], example["caption_kinds"])
             yield Photo(example["image"], example["label"] - first[slug], example["source"], own)
 
     @cache
@@ -251,6 +250,11 @@ def from_alive(
         )
         for slug, record in asked.items()
     ]
+
+
+def _own(texts: Sequence[str], kinds: Sequence[str]) -> tuple[str, ...]:
+    """The captions that belong to an image and not to its class."""
+    return tuple(text for text, kind in zip(texts, kinds, strict=True) if kind in OWN)
 
 
 def _starts(alive: Alive) -> dict[str, int]:
@@ -307,8 +311,7 @@ def _surveyed(
     def stream() -> Iterator[Photo]:
         for example in survey.examples(one):
             if example.class_key or unlabelled:
-                named = zip(example.captions, example.caption_kinds, strict=True)
-                own = tuple(text for text, kind in named if kind in OWN)
+                own = _own(example.captions, example.caption_kinds)
                 yield Photo(example.image, labels[example.class_key], example.source, own)
 
     return Task(
