@@ -2,11 +2,11 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from colour_model import ColourModel, folder, photos
+from html_page import Page
 
 from agriclip_jax import page, report
 from agriclip_jax.comparison import training
@@ -14,36 +14,7 @@ from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import zeroshot
 from agriclip_jax.evaluate.tasks import load_tasks
 
-VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
 EVIL = "<script>alert('x')</script> & \"co\""
-
-
-class Page(HTMLParser):
-    """Every element as (tag, attributes), the text, and whether all that was opened was closed."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.elements, self.open, self.text = [], [], ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
-            self.text += data
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from scipy.sparse import csr_array
 
+from agriclip_jax.evaluate import retrieval
 from agriclip_jax.evaluate.statistics import mean_interval, wilson
 
 NEIGHBOURS = (10, 20, 100, 200)  # DINO's, as is the temperature
@@ -30,8 +31,7 @@ LEAST_LOG = -50.0  # of a class without training images, where a log probability
 RIDGE_L2 = tuple(10.0**power for power in range(3, -4, -1))
 GRADIENT_NORM = 1e-6  # where the linear probe has converged
 MOST_ITERATIONS, SWEEP_ITERATIONS = 1000, 200  # of the probe itself, and of each fit that only helps to choose l2
-QUERIES, CANDIDATES = 256, 4096  # rows of the blocks in which similarities are computed
-ROWS = 1024  # rows of the blocks of everything else
+ROWS = 1024  # rows of a block
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # a GPU would round float32 to 10 bits
 _product = jax.jit(_matmul)
@@ -117,32 +117,9 @@ def knn(
 
 def _nearest(train: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosines float32 and positions int32 of the nearest min(k, n) of n training images; both [queries, min(k, n)]."""
-    blocks = []
-    for start in range(0, len(train), CANDIDATES):
-        block = _normalise(train[start : start + CANDIDATES])
-        padded = np.pad(block, ((0, CANDIDATES - len(block)), (0, 0))).astype(np.float32)
-        blocks.append((jnp.asarray(padded), start, len(block)))
-    cosines, positions = [], []
-    for start in range(0, len(queries), QUERIES):
-        block = _normalise(queries[start : start + QUERIES])
-        padded = np.pad(block, ((0, QUERIES - len(block)), (0, 0))).astype(np.float32)
-        best = jnp.full((QUERIES, k), -jnp.inf), jnp.zeros((QUERIES, k), jnp.int32)
-        for candidates, first, count in blocks:
-            best = _merge(*best, padded, candidates, first, count)
-        cosines.append(np.asarray(best[0])[: len(block), : len(train)])
-        positions.append(np.asarray(best[1])[: len(block), : len(train)])
-    return np.concatenate(cosines), np.concatenate(positions)
-
-
-@jax.jit
-def _merge(best, positions, queries, candidates, first, count):
-    """The k best of the best so far and of one block, whose rows from `count` on are padding."""
-    column = jnp.arange(CANDIDATES, dtype=jnp.int32)
-    cosines = jnp.where(column < count, _matmul(queries, candidates.T), -jnp.inf)
-    # Of equal values `top_k` takes those of lower index, so earlier training images stand first.
-    found, chosen = jax.lax.top_k(jnp.concatenate([best, cosines], axis=1), best.shape[1])
-    everywhere = jnp.concatenate([positions, jnp.broadcast_to(first + column, cosines.shape)], axis=1)
-    return found, jnp.take_along_axis(everywhere, chosen, axis=1)
+    units = (_normalise(rows).astype(np.float32) for rows in (queries, train))
+    positions, cosines = retrieval.nearest(*units, k)
+    return cosines, positions
 
 
 def linear(
