@@ -52,7 +52,7 @@ SCHEMA: dict[str, Any] = {
     "eval_every": int,
     "log_every": int,
     "checkpoint": {"every": int, "keep": int},
-    "data": {"path": str, "threads": int, "caption_kinds": (tuple, list)},
+    "data": {"path": str, "caption_kinds": (tuple, list), "threads": int, "workers": int},
     "objectives": FREE,
     "views": {"global": _VIEW, "local": _VIEW},
     "image": _TOWER | {"patch": int, "registers": int, "token_keep": NUMBER, "pre_norm": bool},
@@ -95,6 +95,7 @@ WHERE = (
     "checkpoint/keep",
     "data/path",
     "data/threads",
+    "data/workers",
     "remat",
     "image/unroll",
     "text/unroll",
@@ -114,10 +115,10 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "at least 0",
         lambda v: v >= 0,
-        "seed eval_every checkpoint/every data/threads views/global/size views/local/count views/local/size "
-        "image/width image/depth image/heads image/registers image/layer_scale image/unroll text/width text/depth "
-        "text/heads text/layer_scale text/unroll optimizer/learning_rate optimizer/weight_decay optimizer/eps "
-        "optimizer/clip_norm views/global/jitter views/local/jitter",
+        "seed eval_every checkpoint/every data/threads data/workers views/global/size views/local/count "
+        "views/local/size image/width image/depth image/heads image/registers image/layer_scale image/unroll "
+        "text/width text/depth text/heads text/layer_scale text/unroll optimizer/learning_rate optimizer/weight_decay "
+        "optimizer/eps optimizer/clip_norm views/global/jitter views/local/jitter",
     ),
     ("at most 2,147,483,647", lambda v: v < 1 << 31, "total_steps batch_size image_size eval_every checkpoint/every"),
     ("at most 4,294,967,295", lambda v: v < 1 << 32, "seed"),

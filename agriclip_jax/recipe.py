@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from agriclip_jax import encoders, objectives, optim
 from agriclip_jax.data import pipeline
+from agriclip_jax.data.parallel import cores
 from agriclip_jax.data.pipeline import TrainBatches
-from agriclip_jax.data.records import Alive, cores
+from agriclip_jax.data.records import Alive
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import ViewSpec
 from agriclip_jax.encoders import Network, text, vit
@@ -68,12 +69,8 @@ def views(config: ConfigDict) -> dict[str, ViewSpec]:
     }
 
 
-def batches(config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Learner, threads: int = 0) -> TrainBatches:
-    """This process's training batches with just the fields that the learner's objectives read.
-
-    Args:
-      threads: that make batches ahead; 0: `config.data.threads`, and if that is 0 too one for each core.
-    """
+def batches(config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Learner) -> TrainBatches:
+    """This process's training batches with just the fields that the learner's objectives read."""
     return pipeline.train_batches(
         alive,
         "train",
@@ -84,7 +81,8 @@ def batches(config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Lea
         caption_kinds=config.data.caption_kinds,
         batch_size=config.batch_size,
         seed=config.seed,
-        threads=threads or config.data.threads or cores(),
+        threads=config.data.threads or cores(),
+        workers=min(config.data.workers, cores()),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -36,8 +36,9 @@ def _laptop() -> ConfigDict:
     config.eval_every = 0  # validation every so many steps; 0: at the end only
     config.log_every = 10
     config.checkpoint = ConfigDict({"every": 100, "keep": 2})
-    # "": the embedded corpus; 0 threads: one for each core; caption kinds: which of an image's captions are drawn.
-    config.data = ConfigDict({"path": "", "threads": 0, "caption_kinds": ("template",)})
+    # "": the embedded corpus; caption kinds: which of an image's captions are drawn; 0 threads: one for each core;
+    # workers: processes that make batches instead, but no more than cores, for many threads do the work of two.
+    config.data = ConfigDict({"path": "", "caption_kinds": ("template",), "threads": 0, "workers": 0})
 
     # Each a number, or a schedule such as ("cosine", 1.0, 0.0) or ("linear", 0.0, 1.0, 0.1).
     config.objectives = ConfigDict({"contrastive": 1.0, "distill": 0.2}, type_safe=False)
@@ -162,6 +163,7 @@ def _accelerator(config: ConfigDict, *, size: str, batch_size: int, total_steps:
     config.batch_size, config.total_steps, config.image_size = batch_size, total_steps, 224
     config.eval_every, config.log_every, config.checkpoint.every = total_steps // 20, 50, total_steps // 50
     config.objectives.distill = 1.0
+    config.data.workers = 64
     config.dtype, config.remat = "bfloat16", "dots_with_no_batch_dims_saveable"
     config.embed_dim = 512
     for tower in (config.image, config.text):

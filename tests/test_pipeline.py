@@ -4,12 +4,16 @@ import hashlib
 import io
 import itertools
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import is_running
 
 from agriclip_jax.data import pipeline, tokenizers
 from agriclip_jax.data.captions import class_identity, normalise_caption
@@ -24,6 +28,22 @@ VIEWS = {
     "local": ViewSpec(count=3, size=8, scale=(0.1, 0.4)),
 }
 FIELDS = frozenset({"image/global", "image/local", "tokens", "caption_id", "class_id"})
+
+KEEPS_WORKERS = """
+import multiprocessing, sys, time
+from agriclip_jax.data import pipeline, tokenizers
+from agriclip_jax.data.records import Alive
+
+if __name__ == "__main__":
+    alive = Alive.open(sys.argv[1])
+    batches = pipeline.train_batches(
+        alive, "train", tokenizer=tokenizers.train(["a cow"], 600), context_length=8, views={},
+        needs=frozenset({"tokens"}), caption_kinds=("template",), batch_size=4, seed=0, threads=0, workers=2,
+    )
+    next(batches)
+    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+    time.sleep(60)
+"""
 
 
 def photo(index):
@@ -192,6 +212,31 @@ def test_the_number_of_threads_changes_nothing(batches, threads):
     assert all(same(a, b) for a, b in zip(take(batches(), 6), take(batches(threads=threads), 6), strict=True))
 
 
+def test_workers_change_nothing_and_their_position_restores_any_other(batches):
+    straight = take(batches(), 6)
+    worked = batches(workers=2)
+    assert all(same(next(worked), batch) for batch in straight[:3])
+    state = worked.get_state()
+    worked.close()
+    after = batches()
+    after.set_state(state)
+    assert all(same(a, b) for a, b in zip(straight[3:], take(after, 3), strict=True))
+
+
+def test_workers_end_with_the_program_even_when_it_is_killed(alive, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(KEEPS_WORKERS, encoding="utf-8")
+    with subprocess.Popen([sys.executable, script, alive.path], stdout=subprocess.PIPE, text=True) as program:
+        numbers = [int(number) for number in program.stdout.readline().split()]
+        assert len(numbers) == 2 and all(map(is_running, numbers))
+        program.kill()
+    for _ in range(100):
+        if not any(map(is_running, numbers)):
+            return
+        time.sleep(0.1)
+    pytest.fail("a worker outlives its program")
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_hold_the_global_batch_of_one_one_after_another(batches, processes):
     whole = take(batches(), 4)
@@ -238,9 +283,9 @@ def test_a_position_of_two_processes_restores_one_and_the_other_way_round(batche
 
 def test_an_unreadable_photo_names_its_source(batches, tmp_path):
     broken = folder(tmp_path / "broken", [example(i, photo(i)[:99] if i == 3 else None) for i in range(4)])
-    for threads in (0, 2):
+    for makers in ({"threads": 0}, {"threads": 2}, {"workers": 2}):
         with pytest.raises(UserError, match=r"maize/cow/3\.png: broken image"):
-            take(batches(broken, threads=threads), 3)
+            take(batches(broken, **makers), 3)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from agriclip_jax.data import records
-from agriclip_jax.data.records import Alive, DatasetRecord, Example, class_list, parallel_map, shrink, write
+from agriclip_jax.data.records import Alive, DatasetRecord, Example, class_list, shrink, write
 from agriclip_jax.errors import UserError
 
 DATASETS = {
@@ -364,11 +364,3 @@ def test_progress_counts_every_example(tmp_path):
     done = []
     write_examples(tmp_path / "alive", [example(i) for i in range(5)], progress=done.append)
     assert sum(done) == 6
-
-
-def test_parallel_map_keeps_order_and_takes_little_ahead():
-    taken = []
-    results = parallel_map(lambda number: number * 2, (taken.append(i) or i for i in range(1000)), threads=2)
-    assert [next(results) for _ in range(3)] == [0, 2, 4]
-    assert len(taken) < 20
-    assert list(results) == [2 * i for i in range(3, 1000)]

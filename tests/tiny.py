@@ -75,3 +75,9 @@ def call(monkeypatch, capsys, tool, *arguments):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(TOOLS / tool), run_name="__main__")
     return ended.value.code, capsys.readouterr()
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this number runs; one that ended and was not waited for does not."""
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(") ")[2][0] != "Z"

@@ -89,7 +89,8 @@ def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
         tower.unroll = 0
     plain, plain_init = recipe.learner(counted, recipe.towers(counted, tokenizer))
     abstract = jax.eval_shape(plain_init, jax.random.key(0))
-    operations = jax.jit(plain.step).lower(abstract, rows).cost_analysis()["flops"]
+    with jax.default_device(jax.devices("cpu")[0]):  # the only platform that counts what it did not compile
+        operations = jax.jit(plain.step).lower(abstract, rows).cost_analysis()["flops"]
 
     side = 2048 if devices.devices.flat[0].platform == "cpu" else 8192
     matrix = jax.random.normal(jax.random.key(1), (side, side), jnp.dtype(config.dtype))
@@ -137,12 +138,13 @@ def random_rows(config, views, needs, tokenizer) -> dict:
 
 
 def bench_input(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
-    """Images/s of the training pipeline for one thread and for all cores: by the clock, and by a core's own time."""
+    """Images/s of the training pipeline by one thread, by all cores' threads and by as many processes."""
     import numpy as np
 
     from agriclip_jax import recipe
     from agriclip_jax.data import corpus, pipeline
-    from agriclip_jax.data.records import Alive, cores
+    from agriclip_jax.data.parallel import cores
+    from agriclip_jax.data.records import Alive
     from agriclip_jax.data.tokenizers import train as train_tokenizer
 
     config, repeats = load_config(options, rest), options.repeats
@@ -150,9 +152,10 @@ def bench_input(options: argparse.Namespace, rest: list[str]) -> dict[str, float
     tokenizer = train_tokenizer(pipeline.captions(alive, "train", config.data.caption_kinds), config.text.vocab_size)
     learner, _ = recipe.learner(config, recipe.towers(config, tokenizer))
     figures: dict[str, float | str] = {"examples": float(alive.splits["train"]), "cores": float(cores())}
-    for threads in sorted({1, cores()}):
-        batches = recipe.batches(config, alive, tokenizer, learner, threads)
-        for _ in range(threads + 2):
+    ways = [("1 thread", 1, 0), (f"{cores()} threads", cores(), 0), (f"{cores()} workers", 0, cores())]
+    for name, config.data.threads, config.data.workers in ways[cores() == 1 :]:
+        batches = recipe.batches(config, alive, tokenizer, learner)
+        for _ in range(cores() + 2):
             next(batches)
         clock, cpu = [], []
         for _ in range(repeats):
@@ -162,8 +165,9 @@ def bench_input(options: argparse.Namespace, rest: list[str]) -> dict[str, float
             clock.append(4 * config.batch_size / (time.perf_counter() - began))
             cpu.append(4 * config.batch_size / (time.process_time() - used))
         batches.close()
-        figures[f"images/s, {threads} thread{'s' * (threads > 1)}"] = float(np.median(clock))
-        figures[f"images/s per core, {threads} thread{'s' * (threads > 1)}"] = float(np.median(cpu))
+        figures[f"images/s, {name}"] = float(np.median(clock))
+        if not config.data.workers:  # whose time is not this process's
+            figures[f"images/s per core, {name}"] = float(np.median(cpu))
     return figures
 
 
@@ -193,7 +197,7 @@ def bench_build(options: argparse.Namespace, rest: list[str]) -> dict[str, float
 
     import numpy as np
 
-    from agriclip_jax.data.records import cores
+    from agriclip_jax.data.parallel import cores
 
     no_more(rest)
     if options.source and not Path(options.source).is_dir():
@@ -338,16 +342,20 @@ def bench_duplicates(options: argparse.Namespace, rest: list[str]) -> dict[str, 
 def bench_eval(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
     """Photos/s from files to features and embeddings, beside the bare forward pass on a batch that lies ready.
 
+    And photos/s from files to pixels, without a model: where that is near, or on the same cores, decoding is the limit.
     Then `zeroshot` and `retrieval`, each in a process of its own, so that its memory is its own.
     """
     import subprocess
     import tempfile
+    from functools import partial
     from pathlib import Path
 
     import jax
     import numpy as np
 
     from agriclip_jax import inference, mesh, recipe
+    from agriclip_jax.data import views
+    from agriclip_jax.data.parallel import parallel_map
     from agriclip_jax.data.tokenizers import train as train_tokenizer
     from agriclip_jax.evaluate import features, tasks
 
@@ -361,7 +369,7 @@ def bench_eval(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
     forward = jax.jit(lambda p, x: image(p, image(p, x).pooled, method="embed"))
     side = config.image_size
     ready = jax.device_put(np.zeros((features.BATCH, side, side, 3), np.uint8))
-    passes, bare = [], []
+    passes, bare, decoding = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
         (task,) = tasks.load_tasks(str(draw_photos(Path(scratch) / "photos", count, side * 4 // 3)))
         features.of_task(model, task)
@@ -369,11 +377,14 @@ def bench_eval(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
         for _ in range(options.repeats):
             bare.append(timed(lambda: [forward(params["image"], ready).block_until_ready() for _ in range(8)])[0])
             passes.append(timed(lambda: features.of_task(model, task))[0])
+            pixels = parallel_map(partial(views.load_view, size=side), (photo.image for photo in task.photos()))
+            decoding.append(timed(lambda pixels=pixels: sum(1 for _ in pixels))[0])
     speed, peak = count / float(np.median(passes)), 8 * features.BATCH / float(np.median(bare))
     ratios = [count / a / (8 * features.BATCH / b) for a, b in zip(passes, bare, strict=True)]
     figures: dict[str, float | str] = {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "photos/s, files to features": speed,
+        "photos/s, files to pixels": count / float(np.median(decoding)),
         "images/s of the bare forward pass": peak,
         "share of the bare forward pass": float(np.median(ratios)),
     }

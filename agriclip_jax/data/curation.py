@@ -20,8 +20,8 @@ import numpy as np
 
 from agriclip_jax.data import duplicates
 from agriclip_jax.data.captions import class_identity, normalise_caption
-from agriclip_jax.data.records import parallel_map
-from agriclip_jax.data.survey import UNREADABLE, WORDLESS, Row, Survey, batched
+from agriclip_jax.data.parallel import batched, parallel_map
+from agriclip_jax.data.survey import UNREADABLE, WORDLESS, Row, Survey
 from agriclip_jax.data.views import load_view
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import read_yaml
@@ -379,7 +379,7 @@ def drop_by_model(
                 lambda key, texts=dataset.texts: judge.embed_texts([text for text, _ in texts[key]])
             )
             for batch in batched(dataset.photos(), 256):
-                views = parallel_map(lambda data: load_view(data, judge.image_size), (data for _, data in batch))
+                views = parallel_map(functools.partial(load_view, size=judge.image_size), (data for _, data in batch))
                 found = judge.embed_images(np.stack(list(views)))
                 if embeddings is None:
                     file.truncate(total * found.shape[1] * 4)

@@ -1,14 +1,18 @@
-"""ALive records to batches: shuffled, repeated, augmented in threads, the same for any number of processes."""
+"""ALive records to batches: shuffled, repeated, augmented on all cores, the same for any number of processes."""
 
 import functools
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from agriclip_jax.data.captions import class_identity, normalise_caption
+from agriclip_jax.data.parallel import end_with_parent
 from agriclip_jax.data.records import Alive
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import ViewSpec, crops, decode
@@ -28,7 +32,7 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
         self._iterator = iterator
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return next(self._iterator)
+        return {name: np.array(rows) for name, rows in next(self._iterator).items()}  # not a worker's shared memory
 
     def get_state(self) -> dict[str, Any]:
         """The position, fit for JSON."""
@@ -46,7 +50,7 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
             raise UserError(f"the saved position in the data is damaged ({error!r}); remove that folder") from error
 
     def close(self) -> None:
-        """Ends the reading threads."""
+        """Ends the threads or workers."""
         self._iterator.close()
 
 
@@ -62,14 +66,16 @@ def train_batches(
     batch_size: int,
     seed: int,
     threads: int,
+    workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainBatches:
     """This process's rows of an endless row of batches, every example once an epoch in an order drawn anew.
 
     A row depends on `seed`, on its place in the row of examples and on `views` only: the batches of all processes
-    together, one after another, are the same for any number of processes and threads. Batches run across the ends of
-    epochs, so a split may be smaller than a batch: then an image comes several times in one, each time in other views.
+    together, one after another, are the same for any number of processes, workers and threads. Batches run across the
+    ends of epochs, so a split may be smaller than a batch: then an image comes several times in one, each time in other
+    views.
 
     Args:
       alive: the records.
@@ -85,6 +91,7 @@ def train_batches(
       batch_size: rows over all processes.
       seed: decides order, captions and views; 0 to 2**32 - 1.
       threads: that make batches ahead, each a whole one; 0 makes each when it is asked for.
+      workers: processes that do so instead, for threads wait for Python's lock; they take seconds to start. 0: none.
       process_index: which process this is.
       process_count: of how many.
 
@@ -101,18 +108,29 @@ def train_batches(
     # Grain gets the indices and not the source: it would walk every field of every example for its statistics.
     rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(make_row)
     rows = _ProcessMajor(rows, batch_size, process_count)
+    if workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read flags of absl, which a program need not have
     row_bytes = sum(spec.count * spec.size**2 * 3 for name, spec in views.items() if _IMAGE + name in needs)
-    most = max(2, _MOST_AHEAD // max(batch_size // process_count * row_bytes, 1))
+    batch_bytes = max(batch_size // process_count * row_bytes, 1)
+    most = max(2, _MOST_AHEAD // batch_bytes)
+    if workers := min(workers, _shared_memory() // 4 // batch_bytes):  # each makes one batch while the one before waits
+        read, work = grain.ReadOptions(0, 0), grain.MultiprocessingOptions(workers, per_worker_buffer_size=1)
+    else:
+        read, work = grain.ReadOptions(threads, min(threads + 1, most) if threads else 0), None
     return TrainBatches(
         grain.experimental.ElasticIterator(
             rows,
             batch_size,
             grain.sharding.ShardOptions(shard_index=process_index, shard_count=process_count),
-            read_options=grain.ReadOptions(
-                num_threads=threads, prefetch_buffer_size=min(threads + 1, most) if threads else 0
-            ),
+            read_options=read,
+            multiprocessing_options=work,
         )
     )
+
+
+def _shared_memory() -> int:
+    """Bytes through which workers may hand batches over; a container often has few, and more would end them."""
+    return shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else _MOST_AHEAD
 
 
 class _ProcessMajor(grain.MapDataset):
@@ -157,6 +175,10 @@ class _Rows:
         self.caption_kinds = caption_kinds
         self.views = {_IMAGE + name: spec for name, spec in views.items() if _IMAGE + name in needs}
         self.side = max((spec.source_side for spec in self.views.values()), default=0)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        end_with_parent()  # it arrives in a worker, which Grain would leave alive when its program is killed
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         example = self.source[index]

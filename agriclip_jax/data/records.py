@@ -7,6 +7,7 @@ dataset in it is (readable without TFDS), the number of examples of each split a
 
 import contextlib
 import fcntl
+import functools
 import glob
 import hashlib
 import io
@@ -16,9 +17,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
+from agriclip_jax.data.parallel import parallel_map
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import check_place, read_record
 
@@ -363,7 +363,11 @@ def _batches(examples: Iterable[Example], *, most: int = 256, most_bytes: int = 
 def _shrunk(examples: Iterable[Example], max_side: int | None) -> Iterable[Example]:
     if max_side is None:
         return examples
-    return parallel_map(lambda example: replace(example, image=shrink(example.image, max_side)), examples)
+    return parallel_map(functools.partial(_with_shrunk_image, max_side=max_side), examples)
+
+
+def _with_shrunk_image(example: Example, max_side: int) -> Example:
+    return replace(example, image=shrink(example.image, max_side))
 
 
 def encode(example: Example, labels: Mapping[str, int]) -> dict[str, Any]:
@@ -579,22 +583,3 @@ def shrink(image: bytes, max_side: int) -> bytes:
     shrunk = io.BytesIO()
     opened.save(shrunk, kind, **({"quality": 92} if kind in ("JPEG", "WEBP") else {}))
     return shrunk.getvalue()
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    # macOS and Windows know no affinity.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def parallel_map(function: Callable, items: Iterable, *, threads: int | None = None) -> Iterator:
-    """`map` in threads, in order, holding only a few items at a time."""
-    threads = threads or cores()
-    waiting = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 4 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

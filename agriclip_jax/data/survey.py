@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from agriclip_jax.data import captions, catalogue, splits, taxonomy
 from agriclip_jax.data.duplicates import SIDE, perceptual_hash
 from agriclip_jax.data.knowledge import Knowledge
-from agriclip_jax.data.records import DatasetRecord, Example, parallel_map
+from agriclip_jax.data.parallel import batched, parallel_map
+from agriclip_jax.data.records import DatasetRecord, Example
 from agriclip_jax.data.sources.base import METADATA, About, Aside, Item, Known, Source, read_metadata, squeezed
 from agriclip_jax.data.views import decode
 from agriclip_jax.errors import UserError
@@ -664,13 +665,6 @@ def _together(about: dict | None) -> Callable[[str], str]:
         return (found.group(1) if group.groups else found.group()) or file if found else file
 
     return together
-
-
-def batched(items: Iterable, most: int) -> Iterator[list]:
-    """Lists of at most `most` items."""
-    items = iter(items)
-    while batch := list(itertools.islice(items, most)):
-        yield batch
 
 
 @contextlib.contextmanager

@@ -69,6 +69,9 @@ class Tokenizer:
         self._backend = backend
         self._ids = functools.lru_cache(1 << 16)(self._ids_of)  # captions repeat
 
+    def __reduce__(self):
+        return type(self), (self._backend,)  # to other processes without the memory of captions
+
     @classmethod
     def load(cls, path: str | Path = "") -> "Tokenizer":
         """Reads a `tokenizer.json`, a folder that holds one, or a CLIP merges file (`bpe_simple_vocab_16e6.txt[.gz]`).

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from agriclip_jax.data import views
-from agriclip_jax.data.records import parallel_map
+from agriclip_jax.data.parallel import parallel_map
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate.tasks import Photo, Task
 from agriclip_jax.files import write_whole
@@ -128,7 +129,7 @@ def see(
     *,
     progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, str]]:
-    """Looks at photos in one pass; the next ones are decoded in threads while the model is at work.
+    """Looks at photos in one pass; the next ones are decoded in other processes while the model is at work.
 
     Args:
       model: anything with `look` and `image_size`.
@@ -142,19 +143,10 @@ def see(
     Raises:
       RunFailure: the model gave an embedding that is not finite.
     """
-
-    def view(photo: bytes | Exception) -> np.ndarray | str:
-        if isinstance(photo, Exception):
-            return getattr(photo, "strerror", None) or str(photo)
-        try:
-            return views.load_view(photo, model.image_size)
-        except UserError as error:
-            return str(error)
-
     kept, unreadable = [], {}
 
     def readable() -> Iterator[np.ndarray]:
-        for position, pixels in enumerate(parallel_map(view, photos)):
+        for position, pixels in enumerate(parallel_map(partial(_view, size=model.image_size), photos)):
             if isinstance(pixels, str):
                 unreadable[position] = pixels
             else:
@@ -164,6 +156,16 @@ def see(
 
     features, embeddings = look(model, readable())
     return features, embeddings, np.array(kept, np.int64), unreadable
+
+
+def _view(photo: bytes | Exception, size: int) -> np.ndarray | str:
+    """A photo's view, or why there is none."""
+    if isinstance(photo, Exception):
+        return getattr(photo, "strerror", None) or str(photo)
+    try:
+        return views.load_view(photo, size)
+    except UserError as error:
+        return str(error)
 
 
 def look(model: Embedder, shown: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

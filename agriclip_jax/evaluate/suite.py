@@ -12,13 +12,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agriclip_jax.data import captions, views
-from agriclip_jax.data.records import parallel_map
+from agriclip_jax.data.parallel import parallel_map
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.evaluate import features, gallery, localize, measures, probe, retrieval, robustness, zeroshot
 from agriclip_jax.evaluate.embedding_map import embedding_map
@@ -324,6 +325,11 @@ def _labelled(asked: Asked, task: Task, split: str) -> Features:
     return seen.only(np.flatnonzero(seen.labels >= 0))
 
 
+def _corrupted(view_and_seed: tuple[np.ndarray, int], kind: str, strength: int) -> np.ndarray:
+    view, seed = view_and_seed
+    return robustness.corrupt(view, kind, strength, seed)
+
+
 def _robustness(asked: Asked, task: Task) -> dict[str, Any]:
     model = asked.model
     said = zeroshot.identity(task, model, "robustness")
@@ -344,8 +350,7 @@ def _robustness(asked: Asked, task: Task) -> dict[str, Any]:
         return float(measures.classify(embeddings, classes, seen.labels[rows], model.logit_scale).right.mean())
 
     def worse(kind: str, strength: int) -> Iterator[np.ndarray]:
-        numbered = zip(clean, rows.tolist(), strict=True)
-        return parallel_map(lambda view: robustness.corrupt(view[0], kind, strength, view[1]), numbered)
+        return parallel_map(partial(_corrupted, kind=kind, strength=strength), zip(clean, rows.tolist(), strict=True))
 
     shares = {kind: [top1(worse(kind, strength)) for strength in range(1, 6)] for kind in robustness.CORRUPTIONS}
     return {
