@@ -25,18 +25,20 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, several: bool = False) ->
     parser.add_argument("--use", default="student", help="student or teacher (default: %(default)s)")
 
 
-def add_tasks(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Adds --tasks, --split, --template and --meta."""
+def add_tasks(parser: argparse.ArgumentParser, *, split: bool = True) -> None:
+    """Adds --tasks, --template, --meta and, where all is asked of one split, --split."""
     parser.add_argument(
         "--tasks",
-        required=required,
+        required=True,
         metavar="PATH[,PATH...]",
         help="photos, or 'embedded'; NAME=PATH asks them by a task file",
     )
-    parser.add_argument(
-        "--split",
-        help="train, val, test or all (default: test of an ALive folder or a dataset the run was trained on, else all)",
-    )
+    if split:
+        parser.add_argument(
+            "--split",
+            help="train, val, test or all (default: test of an ALive folder or a dataset the run was trained on; of a "
+            "CLIP_benchmark folder its task file's, or test; else all)",
+        )
     parser.add_argument("--template", action="append", default=[], metavar="'a photo of {}'", help="may be repeated")
     parser.add_argument("--meta", metavar="FILE", help="JSON list of records: name, domain, classes, templates")
 
@@ -68,26 +70,27 @@ def suite_of(arguments: argparse.Namespace, measures: Sequence[str]) -> "Suite":
     """The suite of the tasks that the flags of `add_tasks` name."""
     from agriclip_jax.evaluate.suite import Suite
 
-    named = {"photos": arguments.tasks, "meta": arguments.meta, "split": arguments.split}
+    named = {"photos": arguments.tasks, "meta": arguments.meta, "split": getattr(arguments, "split", None)}
     entry = {key: value for key, value in named.items() if value} | {"templates": arguments.template}
     # Other folders of the same names are other questions.
     asked = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:6]
     return Suite(f"{file_stem(arguments.tasks)}-{'-'.join(measures)}-{asked}", tuple(measures), (entry,))
 
 
-def measure_tasks(description: str, measures: Sequence[str]) -> int:
+def measure_tasks(description: str, measures: Sequence[str], *, split: bool = True) -> int:
     """A whole command: the tasks of its flags by some measures, for one run or several.
 
     Args:
       description: of the command, for --help.
       measures: from those of a suite.
+      split: whether it offers --split.
 
     Returns:
       The exit status.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_checkpoint(parser, several=True)
-    add_tasks(parser, required=True)
+    add_tasks(parser, split=split)
     arguments = parser.parse_args()
     measure(suite_of(arguments, measures), arguments.ckpt, arguments.step, arguments.use)
     return 0
@@ -106,25 +109,30 @@ def measure(asked: "Suite", workdirs: Sequence[str], step: str | None, use: str)
     from agriclip_jax.evaluate import records, suite, tasks
     from agriclip_jax.files import check_file
 
-    models = [inference.load(workdir, step=step, use=use) for workdir in workdirs]
-    for model in models:
+    console, load_tasks = Console(stderr=True), cache(lambda seen: suite.load(asked, seen, note))
+
+    def load(workdir: str) -> inference.Model:
+        model = inference.load(workdir, step=step, use=use)
         check_file(suite.folder(model, asked) / "any.json")
-    console, folders = Console(stderr=True), []
-    load = cache(lambda seen: suite.load(asked, seen, note))
-    for model in models:
-        loaded = load(frozenset(known["dataset"] for known in tasks.known_classes(model.workdir)))
+        return model
+
+    def measured(workdir: str) -> Path:
+        model = load(workdir)
+        loaded = load_tasks(frozenset(known["dataset"] for known in tasks.known_classes(workdir)))
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            made = bar.add_task(str(model.workdir), total=len(suite.records_of(asked, loaded)))
+            made = bar.add_task(str(workdir), total=len(suite.records_of(asked, loaded)))
             looked = bar.add_task("photos", total=None)
-            folders.append(
-                suite.run(
-                    model,
-                    asked,
-                    loaded,
-                    done=lambda label, bar=bar, made=made: bar.update(made, advance=1, description=label),
-                    progress=lambda count, bar=bar, looked=looked: bar.advance(looked, count),
-                )
+            return suite.run(
+                model,
+                asked,
+                loaded,
+                done=lambda label: bar.update(made, advance=1, description=label),
+                progress=lambda count: bar.advance(looked, count),
             )
+
+    for workdir in workdirs[1:]:
+        load(workdir)  # only to learn now, not after hours of work on others, that it can be; one is held at a time
+    folders = [measured(workdir) for workdir in workdirs]
     records.show([records.read(folder) for folder in folders])
     for folder in folders:
         print(f"records: {folder}")

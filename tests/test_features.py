@@ -107,6 +107,28 @@ def test_a_part_without_a_readable_photo_is_no_obstacle(tmp_path, monkeypatch):
     same(seen, features.of_task(ColourModel(), task, cache=tmp_path / "cache"))
 
 
+def test_a_model_that_remembers_gives_the_same_rows_and_forgets_when_it_is_full(monkeypatch):
+    class Reader(ColourModel):
+        read = ()
+
+        def embed_texts(self, texts, *, normalise=True):
+            Reader.read += tuple(texts)
+            return super().embed_texts(texts, normalise=normalise)
+
+    monkeypatch.setattr(features, "TEXTS", 3)
+    remembers = features.remembering(Reader())
+
+    def asked(*texts, normalise=True):
+        Reader.read = ()
+        found = remembers.embed_texts(texts, normalise=normalise)
+        np.testing.assert_array_equal(found, ColourModel().embed_texts(texts, normalise=normalise))
+        return Reader.read
+
+    assert asked("red", "blue", "red") == ("red", "blue") and asked("blue", "green", "red") == ("green",)
+    assert asked("red", normalise=False) == ("red",), "what is not normalised is another embedding"
+    assert asked("blue", "red") == ("blue", "red") and asked("red") == (), "four are more than three"
+
+
 def test_embeddings_that_are_not_finite_are_never_kept(task, tmp_path):
     class Damaged(ColourModel):
         def embed_images(self, images):

@@ -304,12 +304,13 @@ def test_selo_scores_a_right_map_far_above_a_wrong_one(tmp_path):
         ("{}", "entry 1 is not"),
         ("[]", "holds no query"),
         ("[1]", "entry 1 is not"),
-        ('[{"jpg_name": "a.jpg", "caption": "x", "points": []}]', "a region without vertices"),
-        ('[{"jpg_name": "a.jpg", "caption": "x", "points": [[]]}]', "a region without vertices"),
+        ('[{"jpg_name": "a.jpg", "caption": "x", "points": []}]', "it has no region"),
+        ('[{"jpg_name": "a.jpg", "caption": "x", "points": [[]]}]', "a region of fewer than two vertices"),
+        ('[{"jpg_name": "a.jpg", "caption": "x", "points": [[[1, 2]]]}]', "a region of fewer than two vertices"),
         ('[{"jpg_name": "a.jpg", "caption": "x", "points": [[[1, 2, 3]]]}]', "entry 1 is not"),
-        ('[{"jpg_name": "a.jpg", "caption": "x", "points": [[[1, NaN]]]}]', "a vertex that is no place"),
-        ('[{"jpg_name": "a.jpg", "caption": "x", "points": [[[1, 1e9]]]}]', "a vertex that is no place"),
-        ('[{"jpg_name": "../a.jpg", "caption": "x", "points": [[[1, 2]]]}]', "jpg_name is no file name"),
+        ('[{"jpg_name": "a.jpg", "caption": "x", "points": [[[1, NaN], [3, 4]]]}]', "a vertex that is no place"),
+        ('[{"jpg_name": "a.jpg", "caption": "x", "points": [[[1, 1e9], [3, 4]]]}]', "a vertex that is no place"),
+        ('[{"jpg_name": "../a.jpg", "caption": "x", "points": [[[1, 2], [3, 4]]]}]', "jpg_name is no file name"),
         ('[{"jpg_name": "a.jpg", "caption": 3, "points": [[[1, 2]]]}]', "entry 1 is not"),
         ("not json", "is damaged"),
     ],
@@ -318,6 +319,16 @@ def test_a_damaged_annotation_file_is_one_line(tmp_path, text, message):
     (tmp_path / "anno.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message) as raised:
         localize.read_located(tmp_path / "anno.json")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("beside", [(300, 0, 340, 40), (-50, -50, -1, -1), (0, 200, 299, 250)])
+def test_a_region_without_a_pixel_of_the_photo_is_one_line_that_names_the_entry(tmp_path, beside):
+    on_edge = (299, 199, 400, 400)
+    queries = [("red", [on_edge]), ("blue", [(0, 0, 9, 9), beside])]
+    folder = air_slt(tmp_path / "x", scene((0, 0, 99, 99), 300, 200), queries)
+    with pytest.raises(UserError, match=r"0\.png: region 2 of entry 2 lies beside its 300 x 200 pixels") as raised:
+        localize.selo(PatchModel(), folder, scales=(96,), blur=25)
     assert "\n" not in str(raised.value)
 
 
@@ -404,6 +415,16 @@ def test_the_tool_says_where_in_pixels_of_the_photo_and_draws_it(tmp_path, monke
         assert picture.format == "PNG" and height * 3 == pytest.approx(width, rel=0.02)
         map_ = np.asarray(picture.convert("RGB"), float)[:, width // 2 + 4 :].sum(axis=2)
     assert map_[: height // 5, -height // 5 :].mean() > 1.5 * map_[height // 2 :].mean()
+
+
+def test_where_no_photo_can_be_read_the_tool_says_so_and_fails(tmp_path, monkeypatch, capsys):
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).write_bytes(b"no photo")
+    asked = (tmp_path, f"--out={tmp_path / 'out'}", "--ckpt=x", "--query=red", "--query=blue")
+    status, shown = call(monkeypatch, capsys, *asked, model=PatchModel())
+    file = json.loads((tmp_path / "out" / "locations.json").read_text(encoding="utf-8"))
+    assert [set(location) for location in file["locations"]] == [{"file", "error"}] * 2
+    assert status == 1 and "none of 2 photos can be read; the first, " in shown.err and "not an image" in shown.err
 
 
 def test_the_tool_scores_a_data_set_in_air_slts_form(tmp_path, monkeypatch, capsys):

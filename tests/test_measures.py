@@ -45,7 +45,7 @@ def said(labels, predicted, classes):
     """Answers of which only the predictions matter."""
     labels, predicted = np.array(labels), np.array(predicted)
     unused = np.zeros(len(labels))
-    return measures.Answers(classes, labels, predicted, (labels != predicted) * 1, unused, unused, unused)
+    return measures.Answers(classes, labels, predicted, (labels != predicted) * 1, unused)
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,13 +60,6 @@ def test_answers_equal_those_of_the_whole_matrix_also_with_ties(count, classes, 
     assert found.right.tolist() == (found.rank == 0).tolist()
     expected = softmax(scale * cosines)
     np.testing.assert_allclose(found.confidence, expected.max(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(found.true_probability, expected[np.arange(count), labels], rtol=1e-4)
-    np.testing.assert_array_equal(found.best, cosines.max(axis=1))
-
-
-def test_a_probability_too_small_for_float32_is_not_zero():
-    found = measures.classify(np.float32([[1, 0]]), np.float32([[1, 0], [-1, 0]]), np.array([1]), 100.0)
-    assert found.true_probability[0] == pytest.approx(math.exp(-200), rel=1e-4)
 
 
 def test_each_image_may_have_its_own_scale():
@@ -90,8 +83,6 @@ def test_scores_equal_those_of_scikit_learn(classes):
     assert found.top5 == (pytest.approx(top5) if top5 else None)
     assert found.mean_per_class == pytest.approx(sk.balanced_accuracy_score(labels, predicted))
     assert found.macro_f1 == pytest.approx(sk.f1_score(labels, predicted, average="macro"))
-    loss = sk.log_loss(labels, softmax(20 * cosines), labels=every)
-    assert -np.log(answers.true_probability).mean() == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:A single label was found")
@@ -213,9 +204,13 @@ def betting(rng, count, classes, scale):
     return images, names, np.minimum((rng.random((count, 1)) > odds).sum(axis=1), classes - 1)
 
 
+def calibrated(images, names, labels, scale, seed=0):
+    return measures.calibration(measures.classify(images, names, labels, scale), images, names, seed)
+
+
 def test_calibration_equals_float64_and_each_half_is_read_at_the_scale_of_the_other():
     images, names, labels = betting(np.random.default_rng(0), 400, 6, 5.0)
-    found, cosines = measures.calibration(images, names, labels, 20.0, seed=3), cosines_of(images, names)
+    found, cosines = calibrated(images, names, labels, 20.0, seed=3), cosines_of(images, names)
     right = cosines.argmax(axis=1) == labels
     assert found.error == pytest.approx(expected_calibration_error(softmax(20 * cosines).max(axis=1), right), abs=1e-5)
     assert found.logit_scale == pytest.approx(best_scale(cosines, labels), rel=1e-3)
@@ -228,10 +223,10 @@ def test_calibration_equals_float64_and_each_half_is_read_at_the_scale_of_the_ot
 
 def test_fitting_finds_the_honest_scale_and_the_bins_lie_on_the_diagonal():
     images, names, labels = betting(np.random.default_rng(1), 4000, 5, 8.0)
-    found = measures.calibration(images, names, labels, 80.0)
+    found = calibrated(images, names, labels, 80.0)
     assert found.logit_scale == pytest.approx(8, rel=0.1)
     assert found.error > 0.15 > 0.04 > found.fitted_error
-    honest = measures.calibration(images, names, labels, 8.0)
+    honest = calibrated(images, names, labels, 8.0)
     assert all(abs(b.confidence - b.accuracy) < 0.1 for b in honest.bins if b.count > 200)
     assert sum(b.count for b in honest.bins) == 4000
     assert [b.confidence for b in honest.bins] == sorted(b.confidence for b in honest.bins)
@@ -239,7 +234,7 @@ def test_fitting_finds_the_honest_scale_and_the_bins_lie_on_the_diagonal():
 
 def test_the_bins_are_fifteen_equal_ones_of_the_confidence():
     images, names, labels = on_the_sphere(np.random.default_rng(2), 3000, 40)
-    found = measures.calibration(images, names, labels, 3.0)
+    found = calibrated(images, names, labels, 3.0)
     confidence = measures.classify(images, names, labels, 3.0).confidence
     counted, _ = np.histogram(confidence, np.linspace(0, 1, 16))
     assert counted[:3].all()
@@ -250,7 +245,7 @@ def test_the_bins_are_fifteen_equal_ones_of_the_confidence():
 def test_a_scale_is_fitted_on_a_bounded_number_of_images(monkeypatch):
     images, names, labels = betting(np.random.default_rng(1), 300, 5, 8.0)
     monkeypatch.setattr(measures, "BLOCK_IMAGES", 50)
-    found = measures.calibration(images, names, labels, 8.0, seed=4)
+    found = calibrated(images, names, labels, 8.0, seed=4)
     some = np.random.default_rng(4).permutation(300)[:50]
     assert found.logit_scale == pytest.approx(best_scale(cosines_of(images[some], names), labels[some]), rel=1e-3)
 
@@ -259,7 +254,7 @@ def test_a_scale_is_fitted_on_a_bounded_number_of_images(monkeypatch):
 def test_calibration_of_all_right_and_of_all_wrong_is_finite_and_bounded(count):
     names = np.eye(3, dtype=np.float32)
     labels = np.arange(count) % 3
-    right, wrong = (measures.calibration(names[shown], names, labels, 10.0) for shown in (labels, (labels + 1) % 3))
+    right, wrong = (calibrated(names[shown], names, labels, 10.0) for shown in (labels, (labels + 1) % 3))
     low, high = measures.SCALES
     assert right.logit_scale <= high and right.error < 1e-3
     assert low <= wrong.logit_scale < 1.01 * low and wrong.error > 0.99
@@ -272,7 +267,7 @@ def test_calibration_of_all_right_and_of_all_wrong_is_finite_and_bounded(count):
 
 def test_calibration_of_a_model_that_says_the_same_of_everything_claims_no_confidence():
     same = np.ones((6, 1), np.float32)
-    found = measures.calibration(same, same[:3], np.arange(6) % 3, 100.0)
+    found = calibrated(same, same[:3], np.arange(6) % 3, 100.0)
     assert found.error == pytest.approx(0, abs=1e-6) and len(found.bins) == 1
     assert found.logit_scale < 1.01 * measures.SCALES[0]
 
@@ -348,7 +343,7 @@ def test_blocks_of_any_size_give_the_same(block, count, seed):
 
     def everything():
         answers = measures.classify(images, names, labels, 4.0)
-        arrays = answers.predicted, answers.rank, answers.best, answers.confidence, answers.true_probability
+        arrays = answers.predicted, answers.rank, answers.confidence
         open_set = measures.open_set(images, names, labels, 4.0)
         rolled_up = measures.roll_up(images, names, labels, 4.0, [0, 1, 2, 3, 4, 4])
         return np.stack(arrays), open_set and open_set.cosine, rolled_up.nearest_top1

@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 
 import pytest
 from colour_model import ColourModel, folder, photos
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import call
 
+from agriclip_jax import commands, comparison
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import features, measures, probe, records, suite, zeroshot
+from agriclip_jax.evaluate.statistics import wilson
 from agriclip_jax.evaluate.tasks import Task, load_tasks
 
 COUNTS = {"red": 14, "green": 12, "blue": 12, "yellow": 12}
@@ -112,7 +117,7 @@ def test_a_record_says_enough_to_compute_its_numbers_again(model, asked):
     assert answers.predicted.tolist() == record["predicted"] and list(seen.sources) == record["sources"]
     assert (again.top1, again.macro_f1) == (record["metrics"]["acc1"], record["metrics"]["macro_f1"])
     assert [list(ends) for ends in again.bootstrap.values()] == list(record["bootstrap"].values())
-    assert measures.calibration(seen.embeddings, classes, seen.labels, record["logit_scale"]).error == pytest.approx(
+    assert measures.calibration(answers, seen.embeddings, classes).error == pytest.approx(
         record["calibration"]["error"], abs=1e-12
     )
     linear = json.loads((run.folder / "fruit.linear.json").read_text(encoding="utf-8"))
@@ -143,6 +148,10 @@ def test_robustness_falls_with_strength_from_the_clean_score(model, asked):
     assert record["metrics"]["acc1_clean"] == 1 and set(record["top1"]) == set(record["strengths"])
     assert record["top1"]["blur"] == [1] * 5, "a mean colour knows no blur"
     assert min(map(min, record["top1"].values())) < 1
+    assert record["interval"] == list(wilson(record["images"], record["images"]))
+    for kind, shares in record["top1"].items():
+        expected = [list(wilson(round(share * record["images"]), record["images"])) for share in shares]
+        assert record["intervals"][kind] == expected
 
 
 def test_lesions_are_pointed_at_only_where_it_is_known_where_they_are():
@@ -191,6 +200,24 @@ def test_a_bad_suite_is_one_clear_line(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{photos: FOLDER/fruut}", "task 2: .*/fruut: no such file or folder; did you mean 'fruit'"),
+        ("{photos: FOLDER/fruit, split: tset}", "task 2: split=tset: unknown split; did you mean 'test'"),
+        ("{photos: FOLDER/fruit, templates: [a photo]}", "task 2: template='a photo' needs one {}"),
+        ("{photos: 'FOLDER/fruit,FOLDER/fruit'}", "task 2: .* asks 'fruit' twice"),
+        ("{photos: ','}", "task 2: , names nothing"),
+    ],
+)
+def test_an_entry_that_cannot_be_loaded_is_told_by_the_suite_and_its_number(tmp_path, asked, entry, message):
+    file = tmp_path / "farm.yaml"
+    file.write_text(f"tasks:\n  - {tmp_path}/cars\n  - {entry.replace('FOLDER', str(tmp_path))}\n")
+    with pytest.raises(UserError, match=f"^the suite {file}, {message}") as error:
+        suite.load(suite.read(file), ())
+    assert "--" not in str(error.value) and "\n" not in str(error.value)
+
+
 def test_two_tasks_of_one_name_are_refused(tmp_path, asked):
     twice = suite.Suite("twice", ("knn",), (asked.entries[0], asked.entries[0]))
     with pytest.raises(UserError, match="asks 'fruit' twice"):
@@ -203,6 +230,68 @@ def test_a_damaged_record_is_named_and_made_anew_by_the_suite(model, asked):
     with pytest.raises(UserError, match=r"fruit\.knn\.json is damaged"):
         records.read(run.folder)
     assert made(model, asked, "knn").scored("knn")["fruit"]["metrics"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with every record, and the texts of its files."""
+    root = tmp_path_factory.mktemp("whole")
+    folder(root / "fruit", {colour: photos(colour, 14) for colour in ("red", "green")})
+    folder(root / "cows", {"red": photos("red", 3)})
+    every = suite.Suite("s", (*suite.MEASURES, "retrieval", "map"), ({"photos": f"{root}/fruit,{root}/cows"},))
+    run = made(ColourModel(root / "run"), every)
+    return run.folder, {file: file.read_text(encoding="utf-8") for file in sorted(run.folder.glob("*.json"))}
+
+
+DROPPED = object()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_a_record_that_was_damaged_is_one_line_or_does_no_harm(whole, data):
+    run, texts = whole
+    file = data.draw(st.sampled_from(list(texts)))
+    content = here = json.loads(texts[file])
+    place = data.draw(st.sampled_from(sorted(here)))
+    while isinstance(here[place], dict | list) and here[place] and data.draw(st.booleans()):
+        here = here[place]
+        place = data.draw(st.sampled_from(sorted(here) if isinstance(here, dict) else range(len(here))))
+    worse = data.draw(st.sampled_from([DROPPED, "x", None, [], [[]], {}, -1]))
+    if worse is DROPPED:
+        del here[place]
+    else:
+        here[place] = worse
+    file.write_text(json.dumps(content), encoding="utf-8")
+    try:
+        for use in (records.show, lambda runs: comparison.write(runs, run.parent / "report")):
+            try:
+                use([records.read(run)])
+            except UserError as error:
+                assert "tools/evaluate.py" in str(error) and "\n" not in str(error)
+    finally:
+        file.write_text(texts[file], encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"metrics": None},
+            r"fruit\.linear\.json is damaged \(its metrics is None\); remove it and run tools/evaluate",
+        ),
+        ({"dataset": ["fruit"]}, r"its dataset is \['fruit'\]"),
+        ({"checkpoint": {"step": 7}}, "it has no use"),
+        ({"not_scored": 3}, "its not_scored is 3"),
+        (None, "there is no record in it"),
+    ],
+)
+def test_a_record_of_another_form_is_named_with_what_is_wrong(whole, change, message):
+    run, texts = whole
+    file = run / "fruit.linear.json"
+    file.write_text(json.dumps(change and json.loads(texts[file]) | change), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        records.read(run)
+    file.write_text(texts[file], encoding="utf-8")
 
 
 def test_a_folder_without_records_says_how_to_make_them(tmp_path):
@@ -266,6 +355,41 @@ def test_each_tool_measures_prints_and_keeps_its_records(run, tmp_path, monkeypa
         assert kept.parent == run / "workdir" / "evaluations" and records.read(kept).records
 
 
+def test_what_is_fitted_on_one_split_and_asked_of_another_offers_no_split(run, monkeypatch, capsys):
+    asked = (f"--ckpt={run / 'workdir'}", f"--tasks={run / 'appels'}")
+    status, shown = call(monkeypatch, capsys, "probe.py", *asked, "--split=val")
+    assert status == 2 and "unrecognized arguments: --split=val" in shown.err
+    status, shown = call(monkeypatch, capsys, "retrieval.py", *asked, "--split=val")
+    assert status == 2 and shown.err.startswith("error: --tasks=") and "did you mean 'apples'" in shown.err
+
+
+def test_no_two_models_are_held_at_once_and_each_is_known_to_load_before_one_is_measured(
+    asked, tmp_path, monkeypatch, capsys
+):
+    held, measured, run_suite = [], [], suite.run
+
+    def load(workdir, **_):
+        if workdir == tmp_path / "gone":
+            raise UserError("gone is not the workdir of a run")
+        model = ColourModel(workdir)
+        held.append(weakref.ref(model))
+        assert sum(ref() is not None for ref in held) == 1
+        return model
+
+    def counted(model, *rest, **options):
+        measured.append(model.workdir)
+        return run_suite(model, *rest, **options)
+
+    monkeypatch.setattr("agriclip_jax.inference.load", load)
+    monkeypatch.setattr(suite, "run", counted)
+    asked = dataclasses.replace(asked, measures=("zeroshot",))
+    with pytest.raises(UserError, match="gone is not"):
+        commands.measure(asked, [tmp_path / "a", tmp_path / "gone"], None, "student")
+    assert not measured
+    commands.measure(asked, [tmp_path / "a", tmp_path / "b", tmp_path / "c"], None, "student")
+    assert measured == [tmp_path / name for name in "abc"] and "mean, downstream (1)" in capsys.readouterr().out
+
+
 def test_the_known_tasks_are_listed_with_what_is_not_known(monkeypatch, capsys):
     status, shown = call(monkeypatch, capsys, "zeroshot.py", "--list")
     assert status == 0 and "deep_weeds" in shown.out and "class names" in shown.out
@@ -295,6 +419,24 @@ def test_photos_of_a_whole_set_are_looked_at_once_for_all_measures(model, asked)
     assert fitted["photos"]["split"] == "all" and fitted["split"] == "test"
     (alone,) = (task.at("test") for task in whole)
     assert fitted["sources"] == [photo.source for photo in alone.photos()]
+
+
+def test_each_text_is_embedded_once_for_all_measures_and_they_are_the_same(asked, tmp_path, monkeypatch):
+    class Reader(ColourModel):
+        read = ()
+
+        def embed_texts(self, texts, *, normalise=True):
+            Reader.read += tuple((text, normalise) for text in texts)
+            return super().embed_texts(texts, normalise=normalise)
+
+    run = made(Reader(tmp_path / "run"), asked)
+    assert len(Reader.read) == len(set(Reader.read)) > 50
+    monkeypatch.setattr(features, "remembering", lambda model: model)
+    again = made(Reader(tmp_path / "again" / "run"), asked)
+    assert len(Reader.read) > 3 * len(set(Reader.read)), "without the memory they are read again and again"
+    for file in run.folder.glob("*.*.json"):
+        one, other = (json.loads((each.folder / file.name).read_text(encoding="utf-8")) for each in (run, again))
+        assert {**one, "checkpoint": 0, "key": 0} == {**other, "checkpoint": 0, "key": 0}
 
 
 def test_other_captions_are_other_records(tmp_path, model):

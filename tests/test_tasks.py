@@ -194,6 +194,12 @@ def test_bad_input_is_one_clear_line(tmp_path, fruit, spec, options, message):
     assert "\n" not in str(error.value) and "--source" not in str(error.value)
 
 
+def test_a_task_is_asked_once(fruit, alive):
+    for spec in (f"{fruit},{fruit}", f"{fruit}, {alive.path}"):
+        with pytest.raises(UserError, match="asks 'fruit' twice; give it once, or rename a folder"):
+            load_tasks(spec)
+
+
 def test_a_split_that_an_alive_folder_lacks_is_named(alive):
     with pytest.raises(UserError, match="unknown split"):
         load_tasks(str(alive.path), split="holdout")
@@ -222,7 +228,8 @@ def test_real_archives_with_their_list_of_metadata():
 
 def test_a_task_from_each_kind_of_source_can_be_scored(tmp_path, fruit, alive):
     archive = shutil.make_archive(str(tmp_path / "apples"), "zip", fruit)
-    results = zeroshot.evaluate(ColourModel(), load_tasks(f"{fruit},{archive},{alive.path}"))
+    tasks = [task for spec in (f"{fruit},{archive}", str(alive.path)) for task in load_tasks(spec)]
+    results = zeroshot.evaluate(ColourModel(), tasks)
     tops = {(r.task.name, r.task.split): r.metrics.top1 if r.metrics else None for r in results}
     assert tops == {("fruit", "all"): 1, ("apples", "all"): 1, ("fruit", "test"): 1, ("sky", "test"): None}
 
@@ -299,18 +306,40 @@ def test_an_unknown_task_name_is_one_line_with_the_nearest(fruit):
         load_tasks(f"deep_weed={fruit}")
 
 
-def test_a_folder_of_clip_benchmark_is_read_as_it_is(tmp_path):
-    folder_ = tmp_path / "wds_fruit"
-    (folder_ / "test").mkdir(parents=True)
+def benchmark(folder_, **splits):
+    """A folder of CLIP_benchmark: split -> (colour, label) of its photos."""
+    folder_.mkdir()
     (folder_ / "classnames.txt").write_text("red apple\ngreen apple\nblue apple\n")
     (folder_ / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\nthe {c}\n")
-    (folder_ / "test" / "nshards.txt").write_text("1")
-    with tarfile.open(folder_ / "test" / "0.tar", "w") as tar:
-        for number, (colour, label) in enumerate([("red", 0), ("green", 1), ("red", 0)]):
-            for ending, data in ((".jpg", photos(colour, 1)[0]), (".cls", str(label).encode())):
-                info = tarfile.TarInfo(f"{number:03}{ending}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    for split, photos_ in splits.items():
+        (folder_ / split).mkdir()
+        (folder_ / split / "nshards.txt").write_text("1")
+        with tarfile.open(folder_ / split / "0.tar", "w") as tar:
+            for number, (colour, label) in enumerate(photos_):
+                for ending, data in ((".jpg", photos(colour, 1)[0]), (".cls", str(label).encode())):
+                    info = tarfile.TarInfo(f"{number:03}{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return folder_
+
+
+@pytest.mark.parametrize(("named", "taken"), [("val", "val"), ("train", "test"), ("all", "test"), ("", "test")])
+def test_the_split_of_a_task_file_is_asked_where_the_photos_still_have_the_originals_splits(
+    tmp_path, fruit, named, taken
+):
+    folder_ = benchmark(tmp_path / "wds_fruit", test=[("red", 0)], val=[("red", 0), ("green", 1)])
+    asked = tmp_path / "apples.yaml"
+    asked.write_text(f"name: apples\ntitle: Apples\ndomain: fruit\nsplit: {named or repr('')}\n", encoding="utf-8")
+    (task,) = load_tasks(f"{asked}={folder_}")
+    assert (task.name, task.split, task.count) == ("apples", taken, {"val": 2, "test": 1}[taken])
+    (told,) = load_tasks(f"{asked}={folder_}", split="test")
+    assert told.split == "test", "who gives a split has it"
+    (whole,) = load_tasks(f"{asked}={fruit}")
+    assert whole.split == "all", "by hash there are only splits of our own"
+
+
+def test_a_folder_of_clip_benchmark_is_read_as_it_is(tmp_path):
+    folder_ = benchmark(tmp_path / "wds_fruit", test=[("red", 0), ("green", 1), ("red", 0)])
     (task,) = load_tasks(str(folder_))
     assert task.class_names == ("red apple", "green apple", "blue apple"), "also one without a photo"
     assert task.prompts()[1] == ["a photo of a green apple.", "the green apple"] and labels(task) == [0, 1, 0]

@@ -144,6 +144,20 @@ def test_a_result_that_cannot_be_written_is_one_line(tmp_path):
         zeroshot.write([], tmp_path / "taken" / "x.json", ColourModel())
 
 
+def test_no_prompts_are_classified_twice(tmp_path, monkeypatch):
+    path = folder(tmp_path / "fruit", {colour: photos(colour, 3) for colour in ("red", "green", "blue")})
+    scales, classify = [], measures.classify
+
+    def counted(*asked):
+        scales.append(np.ndim(asked[3]))
+        return classify(*asked)
+
+    monkeypatch.setattr(measures, "classify", counted)
+    (result,) = zeroshot.evaluate(ColourModel(), load_tasks(str(path)), detailed=True)
+    assert scales.count(0) == len(result.details["by_prompts"]) > 2 and scales.count(1) == 1, "and at fitted scales"
+    assert result.details["by_prompts"][0]["top1"] == result.metrics.top1
+
+
 def test_the_table_names_groups_means_chance_and_what_is_missing(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     red, green = photos("red", 1)[0], photos("green", 1)[0]

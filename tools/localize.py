@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agriclip_jax import commands
-from agriclip_jax.errors import UserError, exit_on_user_error
+from agriclip_jax.errors import RunFailure, UserError, exit_on_user_error
 
 SIDE = 512  # pixels at least of a photo's short side that are looked at
 
@@ -83,6 +83,8 @@ def main() -> int:
         print("  ".join(f"{indicator} {value:.4f}" for indicator, value in said["mean"].items()))
     print(f"wrote {file}")
     bad = [location for location in said.get("locations", ()) if "error" in location]
+    if bad and len(bad) == len(files):
+        raise RunFailure(f"none of {len(files)} photos can be read; the first, {bad[0]['file']}: {bad[0]['error']}")
     if bad:
         print(f"{len(bad)} of {len(files)} photos cannot be read; {file.name} says why", file=sys.stderr)
     return 0

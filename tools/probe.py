@@ -10,7 +10,7 @@ from agriclip_jax.errors import exit_on_user_error
 
 
 def main() -> int:
-    return commands.measure_tasks(__doc__, ["knn", "linear", "few_shot"])
+    return commands.measure_tasks(__doc__, ["knn", "linear", "few_shot"], split=False)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from agriclip_jax.errors import UserError, exit_on_user_error
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands.add_checkpoint(parser)
-    commands.add_tasks(parser, required=True)
+    commands.add_tasks(parser)
     parser.add_argument(
         "--out", metavar="FILE.json", help="where the results go (default: zeroshot-TASKS.json in WORKDIR)"
     )

@@ -4,6 +4,7 @@ The pass is kept on disk in parts, under a key of the model, the photos and how 
 costs no second pass, and one that was killed goes on where it was.
 """
 
+import copy
 import hashlib
 import io
 import json
@@ -26,6 +27,7 @@ VERSION = 1  # of what a pass finds; those of another one are made anew
 PREPARATION = "views.load_view: upright, RGB, short side resized (bicubic), centre square"
 BATCH = 64  # photos that a model looks at together
 PART = 16 * BATCH  # photos of a part on disk
+TEXTS = 1 << 16  # that are remembered, besides those asked last: 256 MiB of 1,024 dimensions
 
 
 class Embedder(Protocol):
@@ -182,6 +184,23 @@ def look(model: Embedder, shown: Iterable[np.ndarray]) -> tuple[np.ndarray, np.n
     seen += [tuple(map(np.asarray, looking))] if looking else [(np.zeros((0, 0), np.float32),) * 2]
     features, embeddings = (np.concatenate(column) for column in zip(*seen, strict=True))
     return finite(features, "image"), finite(embeddings, "image")
+
+
+def remembering(model: Any) -> Any:
+    """The same model, which embeds a text once however often it is asked; when its memory is full it forgets all."""
+    known: dict[tuple[str, bool], np.ndarray] = {}
+
+    def embed_texts(texts: Sequence[str], *, normalise: bool = True) -> np.ndarray:
+        if len(known) > TEXTS:
+            known.clear()
+        if new := [text for text in dict.fromkeys(texts) if (text, normalise) not in known]:
+            found = model.embed_texts(new, normalise=normalise)
+            known.update(zip(((text, normalise) for text in new), found, strict=True))
+        return np.stack([known[text, normalise] for text in texts])
+
+    remembers = copy.copy(model)
+    remembers.embed_texts = embed_texts
+    return remembers
 
 
 def finite(embeddings: np.ndarray, kind: str) -> np.ndarray:

@@ -307,8 +307,10 @@ def read_located(file: Path | str) -> list[Located]:
         try:
             regions = tuple(np.array(region, np.float64).reshape(-1, 2) for region in record["points"])
             name, caption = record["jpg_name"], record["caption"].strip()
-            if not (regions and all(len(region) and np.abs(region).max() < 1e6 for region in regions)):
-                raise ValueError("a region without vertices, or a vertex that is no place")
+            if not regions:
+                raise ValueError("it has no region")
+            if not all(len(region) > 1 and np.abs(region).max() < 1e6 for region in regions):
+                raise ValueError("a region of fewer than two vertices, or a vertex that is no place")
             if Path(name).name != name:
                 raise ValueError("jpg_name is no file name")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -347,20 +349,26 @@ def selo(
       The mean of each indicator over the queries, and the indicators of each query, those of one image together.
 
     Raises:
-      UserError: the annotations or an image cannot be read.
+      UserError: the annotations or an image cannot be read, or a region lies beside its image.
     """
     folder = Path(folder)
     queries = read_located(folder / ANNOTATIONS)
     results = []
     for name in dict.fromkeys(query.image for query in queries):
-        asked = [query for query in queries if query.image == name]
+        asked = {number: query for number, query in enumerate(queries, 1) if query.image == name}
         try:
             photo = views.decode(read_file(folder / IMAGES / name))
-            heats = window_map(model, photo, directions(model, [query.caption for query in asked], contrast), scales)
+            for number, query in asked.items():
+                for place, region in enumerate(query.regions, 1):
+                    if not _mask([region], photo.size).any():
+                        size = f"{photo.width} x {photo.height} pixels"
+                        raise UserError(f"region {place} of entry {number} lies beside its {size}")
+            wanted = directions(model, [query.caption for query in asked.values()], contrast)
+            heats = window_map(model, photo, wanted, scales)
         except (OSError, ValueError, UserError) as error:
             why = getattr(error, "strerror", None) or error
             raise UserError(f"{folder / IMAGES / name}: {why}; restore the data set") from error
-        for query, heat in zip(asked, heats, strict=True):
+        for query, heat in zip(asked.values(), heats, strict=True):
             results.append((query, indicators(probability(heat, blur), query.regions)))
             progress(1)
     means = {name: float(np.mean([asdict(found)[name] for _, found in results])) for name in asdict(results[0][1])}
@@ -410,10 +418,7 @@ def indicators(prob: np.ndarray, regions: Sequence[np.ndarray]) -> Selo:
       regions: polygons, each [vertices, 2] of (x, y); what lies outside the map is cut off.
     """
     height, width = prob.shape
-    drawn = Image.new("1", (width, height))
-    for region in regions:
-        ImageDraw.Draw(drawn).polygon([tuple(vertex) for vertex in region.astype(int).tolist()], fill=1, outline=1)
-    mask = np.asarray(drawn)
+    mask = _mask(regions, (width, height))
     area, inside, total = int(mask.sum()), float(prob[mask].sum(dtype=np.float64)), float(prob.sum(dtype=np.float64))
     rsu = 1 - math.exp(-0.707 * inside / (total - inside + 1e-7) * (height * width - area) / area) if area else 0.0
 
@@ -432,3 +437,11 @@ def indicators(prob: np.ndarray, regions: Sequence[np.ndarray]) -> Selo:
     ras = (math.exp(3 * float(np.mean(offsets))) - 1) / (math.exp(3) - 1)
     rda = float(np.mean(singles))
     return Selo(rsu, ras, rda, 0.4 * rsu + 0.35 * (1 - ras) + 0.25 * rda)
+
+
+def _mask(regions: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """bool [height, width]: the pixels of polygons; `size` is (width, height)."""
+    drawn = Image.new("1", size)
+    for region in regions:
+        ImageDraw.Draw(drawn).polygon([tuple(vertex) for vertex in region.astype(int).tolist()], fill=1, outline=1)
+    return np.asarray(drawn)

@@ -32,8 +32,6 @@ class Answers:
       predicted: int64 [n], the classes of largest cosine.
       rank: int64 [n], how many classes it places before the true one; 0 where it is right.
       confidence: float64 [n], softmax probability of the predicted class at the model's logit scale.
-      true_probability: float64 [n], that of the true class.
-      best: float64 [n], the largest cosine.
     """
 
     classes: int
@@ -41,8 +39,6 @@ class Answers:
     predicted: np.ndarray
     rank: np.ndarray
     confidence: np.ndarray
-    true_probability: np.ndarray
-    best: np.ndarray
 
     @property
     def right(self) -> np.ndarray:
@@ -152,15 +148,13 @@ def classify(
     """
     scales = np.broadcast_to(np.float32(logit_scale), len(labels))
     found = _in_blocks(_answer, class_embeddings, embeddings, np.asarray(labels, np.int32), scales)
-    predicted, rank, best, log_confidence, log_true = found
+    predicted, rank, log_confidence = found
     return Answers(
         classes=len(class_embeddings),
         labels=np.asarray(labels, np.int64),
         predicted=predicted.astype(np.int64),
         rank=rank.astype(np.int64),
         confidence=np.exp(log_confidence.astype(np.float64)),
-        true_probability=np.exp(log_true.astype(np.float64)),
-        best=best.astype(np.float64),
     )
 
 
@@ -204,16 +198,15 @@ def _bootstrap(answers: Answers, shares: np.ndarray, seed: int) -> list[Interval
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def calibration(
-    embeddings: np.ndarray, class_embeddings: np.ndarray, labels: np.ndarray, logit_scale: float, seed: int = 0
-) -> Calibration:
+def calibration(answers: Answers, embeddings: np.ndarray, class_embeddings: np.ndarray, seed: int = 0) -> Calibration:
     """How honest the confidence is, as the model gives it and at the best temperature (Guo et al. 2017).
 
     A scale is fitted by the negative log likelihood of at most one block of images, drawn by `seed`. Its error is
     measured on images it was not fitted on.
 
     Args:
-      embeddings: as for `classify`, and so are `class_embeddings`, `labels` and `logit_scale`.
+      answers: what `classify` gives for these embeddings.
+      embeddings: as for `classify`, and so are `class_embeddings`.
       seed: of the draw and of the halves.
     """
 
@@ -222,8 +215,7 @@ def calibration(
         (scale,) = _in_blocks(_fit_scale, class_embeddings, embeddings[images], np.int32(labels[images]))
         return float(scale[0])
 
-    labels = np.asarray(labels)
-    answers = classify(embeddings, class_embeddings, labels, logit_scale)
+    labels = answers.labels
     error, bins = _reliability(answers)
     order = np.random.default_rng(seed).permutation(len(labels))
     fitted_error = None
@@ -354,15 +346,14 @@ def _cosines(names: jax.Array, images: jax.Array) -> jax.Array:
 
 @jax.jit
 def _answer(names: jax.Array, images: jax.Array, labels: jax.Array, scales: jax.Array) -> tuple[jax.Array, ...]:
-    """Predicted class, rank, largest cosine, log probability of the predicted and of the true class, each [images]."""
+    """Predicted class, rank and log probability of the predicted class, each [images]."""
     cosines, position = _cosines(names, images), jnp.arange(len(names))
     best = cosines.max(axis=1, keepdims=True)
     true = jnp.take_along_axis(cosines, labels[:, None], axis=1)
     before = (cosines > true) | ((cosines == true) & (position < labels[:, None]))
     log_sum = jnp.log(jnp.exp(scales[:, None] * (cosines - best)).sum(axis=1))
     predicted = jnp.where(cosines == best, position, len(names)).min(axis=1)
-    best, true = best[:, 0], true[:, 0]
-    return predicted, before.sum(axis=1), best, -log_sum, scales * (true - best) - log_sum
+    return predicted, before.sum(axis=1), -log_sum
 
 
 @jax.jit

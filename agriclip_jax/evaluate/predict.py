@@ -12,7 +12,7 @@ import numpy as np
 
 from agriclip_jax.data import captions
 from agriclip_jax.data.sources.files import PHOTO_ENDINGS, printable, read_file
-from agriclip_jax.errors import UserError
+from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import features, zeroshot
 from agriclip_jax.evaluate.features import Embedder
 from agriclip_jax.evaluate.terminal import screen
@@ -123,7 +123,7 @@ def predict(
     A probability is softmax(logit_scale * cosine) over the classes.
 
     Raises:
-      UserError: no photo can be read.
+      RunFailure: no photo can be read.
     """
 
     def contents() -> Iterator[bytes | Exception]:
@@ -136,7 +136,7 @@ def predict(
     names = list(classes)
     _, embeddings, kept, unreadable = features.see(model, contents(), progress=progress)
     if not len(kept):
-        raise UserError(f"none of {len(files)} photos can be read; the first, {files[0]}: {unreadable[0]}")
+        raise RunFailure(f"none of {len(files)} photos can be read; the first, {files[0]}: {unreadable[0]}")
     cosines = embeddings @ zeroshot.class_embeddings(model, list(classes.values())).T
     found: dict[int, Prediction] = {i: Prediction(files[i], (), why) for i, why in unreadable.items()}
     for position, row in zip(kept.tolist(), zeroshot.probabilities(cosines, model.logit_scale), strict=True):

@@ -20,8 +20,8 @@ import numpy as np
 import optax
 from scipy.sparse import csr_array
 
-from agriclip_jax.evaluate import retrieval
-from agriclip_jax.evaluate.statistics import mean_interval, wilson
+from agriclip_jax.evaluate import measures, retrieval
+from agriclip_jax.evaluate.statistics import mean_interval
 
 NEIGHBOURS = (10, 20, 100, 200)  # DINO's, as is the temperature
 TEMPERATURE = 0.07
@@ -426,20 +426,10 @@ def _judge(
         ranks.append(np.where(np.isneginf(true[:, 0]), classes, before.sum(axis=1)))
         predicted.append(block.argmax(axis=1))
         highest.append(block.max(axis=1))
-    ranks = np.concatenate(ranks)
-    of_class = np.bincount(labels, minlength=classes)
-    hits = np.bincount(labels[ranks == 0], minlength=classes)
-    seen = of_class > 0
-    scored = {
-        "images": len(labels),
-        "classes": classes,
-        "chance": 1 / classes,
-        "top1": float((ranks == 0).mean()),
-        "top5": float((ranks < 5).mean()) if classes > 5 else None,
-        "mean_per_class": float((hits[seen] / of_class[seen]).mean()),
-        "interval": list(wilson(int(hits.sum()), len(labels))),
-    }
-    return scored, np.concatenate(predicted), np.concatenate(highest)
+    predicted, ranks, highest = map(np.concatenate, (predicted, ranks, highest))
+    found = measures.score(measures.Answers(classes, labels, predicted, ranks, confidence=highest), bootstrap=False)
+    shares = {name: getattr(found, name) for name in ("images", "chance", "top1", "top5", "mean_per_class")}
+    return {"classes": classes, **shares, "interval": list(found.interval)}, predicted, highest
 
 
 def _reason(train_labels: np.ndarray, test_labels: np.ndarray) -> str:

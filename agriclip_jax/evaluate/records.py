@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,28 @@ MANIFEST = "suite.json"  # which records are of a suite
 Record = Mapping[str, Any]
 MAX_BYTES = 1 << 28  # of a record
 
-# What a record of a measure has, unless it says `not_scored`.
-KEYS = {
-    "zeroshot": ("metrics", "images", "chance", "interval", "class_names", "sources", "labels", "predicted"),
-    "knn": ("metrics", "results"),
-    "linear": ("metrics", "images", "top1", "interval"),
-    "few_shot": ("metrics", "results"),
-    "robustness": ("metrics", "images", "top1"),
-    "pictures": ("class_names", "class_phrases", "samples", "mistakes"),
-    "retrieval": ("metrics", "image_to_text", "text_to_image", "gallery"),
-    "map": ("class_names", "datasets", "labels", "x", "y"),
+NUMBER = int | float
+# What every record has, what its checkpoint has, and a record of a measure unless it says `not_scored`.
+HEAD = {"checkpoint": dict, "dataset": str, "group": str, "task": str}
+CHECKPOINT = {"step": int, "use": str}
+KINDS = {
+    "zeroshot": {
+        "metrics": dict,
+        "images": int,
+        "chance": NUMBER,
+        "interval": list,
+        "class_names": list,
+        "sources": list,
+        "labels": list,
+        "predicted": list,
+    },
+    "knn": {"metrics": dict, "results": list},
+    "linear": {"metrics": dict, "images": int, "top1": NUMBER, "interval": list},
+    "few_shot": {"metrics": dict, "results": list},
+    "robustness": {"metrics": dict, "images": int, "top1": dict},
+    "pictures": {"class_names": list, "class_phrases": list, "samples": list, "mistakes": list},
+    "retrieval": {"metrics": dict, "image_to_text": dict, "text_to_image": dict, "gallery": list},
+    "map": {"class_names": dict, "datasets": list, "labels": list, "x": list, "y": list},
 }
 
 
@@ -82,19 +95,34 @@ def read(path: Path | str) -> Run:
     records: dict[str, dict[str, Record]] = {}
     files = sorted(folder.glob("*.*.json"))
     if (folder / MANIFEST).is_file():  # what is there besides is of tasks that the suite no longer asks
-        asked = set(read_record(folder / MANIFEST, "records")["records"])
-        files = [file for file in files if file.name in asked]
+        manifest = read_record(folder / MANIFEST)
+        _check(folder / MANIFEST, manifest, {"records": list})
+        files = [file for file in files if file.name in manifest["records"]]
     for file in files:
         if file.stat().st_size > MAX_BYTES:
             raise UserError(f"{file} is larger than {MAX_BYTES >> 20} MiB, so it is no record; remove it")
-        record, measure = read_record(file, "checkpoint", "dataset", "task", "group"), file.name.split(".")[-2]
-        if missing := [key for key in KEYS.get(measure, ()) if key not in record and "not_scored" not in record]:
-            raise UserError(f"{file} is damaged (it has no {missing[0]}); remove it and run tools/evaluate.py again")
+        record, measure = read_record(file), file.name.split(".")[-2]
+        _check(file, record, HEAD)
+        _check(file, record["checkpoint"], CHECKPOINT)
+        _check(file, record, {"not_scored": str} if "not_scored" in record else KINDS.get(measure, {}))
         records.setdefault(measure, {})[record["dataset"]] = record
     if not records:
         raise UserError(f"{path} holds no evaluation; make one with tools/evaluate.py --suite=FILE --ckpt={path}")
     checkpoint = next(iter(next(iter(records.values())).values()))["checkpoint"]
     return Run(folder, folder.parent.parent, checkpoint, records)
+
+
+def _check(file: Path, found: Any, kinds: Mapping[str, type | UnionType]) -> None:
+    """Raises UserError when what was read from a file has not these keys, of these kinds."""
+    if not isinstance(found, dict):
+        fault = "there is no record in it"
+    elif missing := [key for key in kinds if key not in found]:
+        fault = f"it has no {missing[0]}"
+    elif wrong := [key for key, kind in kinds.items() if not isinstance(found[key], kind)]:
+        fault = f"its {wrong[0]} is {found[wrong[0]]!r:.40}"
+    else:
+        return
+    raise UserError(f"{file} is damaged ({fault}); remove it and run tools/evaluate.py again")
 
 
 def names(runs: Sequence[Run]) -> list[str]:
@@ -151,53 +179,63 @@ COLUMNS = {
 
 
 def show(runs: Sequence[Run]) -> None:
-    """Prints for each run the top-1 of its tasks by every measure, the means of groups, and retrieval; in per cent."""
+    """Prints for each run the top-1 of its tasks by every measure, the means of groups, and retrieval; in per cent.
+
+    Raises:
+      UserError: a record is damaged.
+    """
+    for run in runs:
+        try:
+            _show(run)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            fault = f"a record in {run.folder} is damaged ({error!r:.80})"
+            raise UserError(f"{fault}; remove it and run tools/evaluate.py again") from error
+
+
+def _show(run: Run) -> None:
     from rich.markup import escape
 
-    for run in runs:
-        console, table = screen()
-        shown = [measure for measure in COLUMNS if run.scored(measure)]
-        table.add_column("task", overflow="fold")
-        for column in ("classes", "chance", *(COLUMNS[measure] for measure in shown)):
-            table.add_column(column, justify="right")
-        for group in groups([run]):
-            table.add_section()
-            of = {m: {n: r for n, r in run.scored(m).items() if r["group"] == group} for m in shown}
-            tasks = list(dict.fromkeys(name for records in of.values() for name in records))
-            for name in tasks:
-                known = next(records[name] for records in of.values() if name in records)
-                cells = [_cell(of[measure].get(name), measure) for measure in shown]
-                table.add_row(escape(name), str(len(known["class_names"])), percent(_chance(known)), *cells)
-            if tasks:
-                counts = [len(of[measure]) for measure in shown]
-                found = [percent(mean(run, measure, group)) for measure in shown]
-                # A mean over fewer tasks than the others says over how many.
-                means = [
-                    f"{share} of {n}" if 0 < n < len(tasks) else share for share, n in zip(found, counts, strict=True)
-                ]
-                table.add_row(f"mean, {escape(group)} ({len(tasks)})", "", "", *means, style="bold")
-        what = f"{escape(run.name)}, step {run.checkpoint['step']}, {run.checkpoint['use']}"
-        if shown:
-            console.print(f"{what}: top-1 in % / images asked; *: some classes have fewer than 16 images to fit on")
-            console.print(table)
-        for group, record in run.scored("retrieval").items():
-            for way, key in (("photo to text", "image_to_text"), ("text to photo", "text_to_image")):
-                shares = record[key]["recall"].items()
-                said = ", ".join(f"R@{k} {percent(share)} ({percent(record[key]['chance'][k])})" for k, share in shares)
-                console.print(f"{what}, retrieval, {escape(group)}: {way} {said}", soft_wrap=True)
-            total = f"mean recall {percent(record['metrics']['mean_recall'])}; in brackets, by chance"
-            console.print(f"{what}, retrieval, {escape(group)}: {total}", soft_wrap=True)
-        for name, record in {**run.scored("few_shot"), **run.scored("knn"), **run.scored("linear")}.items():
-            if twins := record["also_in_train"]:
-                said = f"{twins} of {len(record['sources'])} test photos are in the train split too"
-                console.print(f"{escape(name)}: {said}, so what is fitted looks better than it is", soft_wrap=True)
-        reasons: dict[tuple[str, str], list[str]] = {}
-        for measure, records in run.records.items():
-            for name, record in records.items():
-                if "not_scored" in record:
-                    reasons.setdefault((name, record["not_scored"]), []).append(COLUMNS.get(measure, measure))
-        for (name, reason), measures in reasons.items():
-            console.print(f"not scored: {escape(name)} ({', '.join(measures)}), {escape(reason)}", soft_wrap=True)
+    console, table = screen()
+    shown = [measure for measure in COLUMNS if run.scored(measure)]
+    table.add_column("task", overflow="fold")
+    for column in ("classes", "chance", *(COLUMNS[measure] for measure in shown)):
+        table.add_column(column, justify="right")
+    for group in groups([run]):
+        table.add_section()
+        of = {m: {n: r for n, r in run.scored(m).items() if r["group"] == group} for m in shown}
+        tasks = list(dict.fromkeys(name for records in of.values() for name in records))
+        for name in tasks:
+            known = next(records[name] for records in of.values() if name in records)
+            cells = [_cell(of[measure].get(name), measure) for measure in shown]
+            table.add_row(escape(name), str(len(known["class_names"])), percent(_chance(known)), *cells)
+        if tasks:
+            counts = [len(of[measure]) for measure in shown]
+            found = [percent(mean(run, measure, group)) for measure in shown]
+            # A mean over fewer tasks than the others says over how many.
+            means = [f"{share} of {n}" if 0 < n < len(tasks) else share for share, n in zip(found, counts, strict=True)]
+            table.add_row(f"mean, {escape(group)} ({len(tasks)})", "", "", *means, style="bold")
+    what = f"{escape(run.name)}, step {run.checkpoint['step']}, {run.checkpoint['use']}"
+    if shown:
+        console.print(f"{what}: top-1 in % / images asked; *: some classes have fewer than 16 images to fit on")
+        console.print(table)
+    for group, record in run.scored("retrieval").items():
+        for way, key in (("photo to text", "image_to_text"), ("text to photo", "text_to_image")):
+            shares = record[key]["recall"].items()
+            said = ", ".join(f"R@{k} {percent(share)} ({percent(record[key]['chance'][k])})" for k, share in shares)
+            console.print(f"{what}, retrieval, {escape(group)}: {way} {said}", soft_wrap=True)
+        total = f"mean recall {percent(record['metrics']['mean_recall'])}; in brackets, by chance"
+        console.print(f"{what}, retrieval, {escape(group)}: {total}", soft_wrap=True)
+    for name, record in {**run.scored("few_shot"), **run.scored("knn"), **run.scored("linear")}.items():
+        if twins := record["also_in_train"]:
+            said = f"{twins} of {len(record['sources'])} test photos are in the train split too"
+            console.print(f"{escape(name)}: {said}, so what is fitted looks better than it is", soft_wrap=True)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for measure, records in run.records.items():
+        for name, record in records.items():
+            if "not_scored" in record:
+                reasons.setdefault((name, record["not_scored"]), []).append(COLUMNS.get(measure, measure))
+    for (name, reason), measures in reasons.items():
+        console.print(f"not scored: {escape(name)} ({', '.join(measures)}), {escape(reason)}", soft_wrap=True)
 
 
 def _cell(record: Record | None, measure: str) -> str:

@@ -25,6 +25,7 @@ from agriclip_jax.evaluate import features, gallery, localize, measures, probe, 
 from agriclip_jax.evaluate.embedding_map import embedding_map
 from agriclip_jax.evaluate.features import Features
 from agriclip_jax.evaluate.records import MANIFEST
+from agriclip_jax.evaluate.statistics import wilson
 from agriclip_jax.evaluate.tasks import ALL, EMBEDDED, IN_DOMAIN, UNSEEN, Task, load_tasks
 from agriclip_jax.files import read_record, read_yaml, write_json
 
@@ -45,11 +46,13 @@ class Suite:
       name: of the file, without its ending.
       measures: from `MEASURES` and `OF_GROUPS`.
       entries: arguments of `load_tasks` each, and `group`, which replaces the tasks' own.
+      file: where it stands; None where flags said it.
     """
 
     name: str
     measures: tuple[str, ...]
     entries: tuple[Mapping[str, Any], ...]
+    file: Path | None = None
 
 
 def read(path: Path | str) -> Suite:
@@ -73,7 +76,7 @@ def read(path: Path | str) -> Suite:
     for measure in asked:
         if measure not in known:
             raise UserError(f"the suite {path}: unknown measure {measure!r}{near_misses(str(measure), known)}")
-    return Suite(path.stem, tuple(asked), tuple(_entries(path, content["tasks"])))
+    return Suite(path.stem, tuple(asked), tuple(_entries(path, content["tasks"])), path)
 
 
 def _entries(path: Path, entries: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
@@ -107,9 +110,16 @@ def load(suite: Suite, seen: Iterable[str], say: Callable[[str], None] = lambda 
       UserError: an entry cannot be loaded, or two tasks have one name.
     """
     tasks = []
-    for entry in suite.entries:
+    for number, entry in enumerate(suite.entries, 1):
         options = {key: entry[key] for key in ("meta", "split", "templates") if key in entry}
-        for task in load_tasks(entry["photos"], seen=set(seen), unlabelled=True, say=say, **options):
+        try:
+            found = load_tasks(entry["photos"], seen=set(seen), unlabelled=True, say=say, **options)
+        except UserError as error:
+            if not suite.file:
+                raise
+            told = str(error).removeprefix("--tasks=").removeprefix("--")  # nobody gave a flag
+            raise UserError(f"the suite {suite.file}, task {number}: {told}") from error
+        for task in found:
             if task.name in (other.name for other in tasks):
                 raise UserError(f"the suite {suite.name} asks {task.name!r} twice; give it once, or rename a folder")
             tasks.append(replace(task, group=entry["group"]) if "group" in entry else task)
@@ -145,7 +155,7 @@ def run(
       RunFailure: the model gave an embedding that is not finite.
       UserError: a record cannot be written.
     """
-    out = folder(model, suite)
+    model, out = features.remembering(model), folder(model, suite)
     files = [file for _, file, _ in records_of(suite, tasks)]
     write_json(out / MANIFEST, {"suite": suite.name, "records": files})
     asked = Asked(model, features.cache_of(model), out, progress)
@@ -345,20 +355,24 @@ def _robustness(asked: Asked, task: Task) -> dict[str, Any]:
     rows = np.array([row for row in rows.tolist() if int(seen.positions[row]) in found])
     clean = [views.eval_view(found[int(position)], model.image_size) for position in seen.positions[rows]]
 
-    def top1(shown: Iterable[np.ndarray]) -> float:
+    def right(shown: Iterable[np.ndarray]) -> int:
         _, embeddings = features.look(model, shown)
-        return float(measures.classify(embeddings, classes, seen.labels[rows], model.logit_scale).right.mean())
+        return int(measures.classify(embeddings, classes, seen.labels[rows], model.logit_scale).right.sum())
 
     def worse(kind: str, strength: int) -> Iterator[np.ndarray]:
         return parallel_map(partial(_corrupted, kind=kind, strength=strength), zip(clean, rows.tolist(), strict=True))
 
-    shares = {kind: [top1(worse(kind, strength)) for strength in range(1, 6)] for kind in robustness.CORRUPTIONS}
+    count, of_clean = len(rows), right(clean)
+    hits = {kind: [right(worse(kind, strength)) for strength in range(1, 6)] for kind in robustness.CORRUPTIONS}
+    shares = {kind: [each / count for each in of_kind] for kind, of_kind in hits.items()}
     return {
         **said,
-        "metrics": {"acc1_clean": top1(clean), "acc1_corrupted": float(np.mean(list(shares.values())))},
-        "images": len(rows),
+        "metrics": {"acc1_clean": of_clean / count, "acc1_corrupted": float(np.mean(list(shares.values())))},
+        "images": count,
         "chance": 1 / len(task.class_names),
+        "interval": list(wilson(of_clean, count)),
         "top1": shares,
+        "intervals": {kind: [list(wilson(each, count)) for each in of_kind] for kind, of_kind in hits.items()},
         "strengths": {kind: list(amounts) for kind, amounts in robustness.CORRUPTIONS.items()},
     }
 

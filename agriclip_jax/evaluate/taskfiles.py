@@ -55,7 +55,9 @@ class TaskFile:
       paper_names: how the original wrote a class, a text with `NAME_FIELDS` in braces; "lower" is the folder in lower
         case, with spaces for "_" and "/".
       prompts: folder -> whole prompts (as CuPL has them), instead of templates.
-      split: which of the dataset's photos, from `SPLITS`; empty where unknown.
+      split: which of the original's photos are its `images`, from `SPLITS`; empty where unknown. Of what is read here
+        only a folder of CLIP_benchmark keeps the original's splits, and is asked by this one; others are split by our
+        own hash, and there the photos at hand are meant.
       split_means: in words.
       classes_count: how many classes; None where unknown.
       images: how many photos the split has; None where unknown.

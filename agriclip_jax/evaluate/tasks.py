@@ -6,6 +6,7 @@ beyond its folder stands in a task file (`taskfiles.py`). A task streams its pho
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -141,8 +142,9 @@ def load_tasks(
       spec: PATHs with commas between them: class-per-folder trees, archives of one, globs, folders of archives, ALive
         folders (one task a dataset), folders of CLIP_benchmark; or the word "embedded" for the corpus the project
         draws. NAME=PATH asks the photos by the task file of that name, or by a user's own, FILE.yaml=PATH.
-      split: "train", "val", "test" or "all". None: an ALive folder's or CLIP_benchmark's "test"; of photos the whole
-        set, but "test" of a dataset in `seen`, so that no model is asked what it was trained on.
+      split: "train", "val", "test" or "all". None: an ALive folder's "test"; CLIP_benchmark's "test", or the split that
+        the task file names where the folder has it; of photos, which have only splits of our own, the whole set, but
+        "test" of a dataset in `seen`, so that no model is asked what it was trained on.
       templates: instead of those of the metadata, task file or domain.
       meta: a JSON list of metadata records.
       seen: slugs of the datasets the model was trained on; their tasks are "in-domain", others "downstream".
@@ -150,7 +152,8 @@ def load_tasks(
       say: called with each line a user should know: guessed names, classes without photos.
 
     Raises:
-      UserError: a path, split or task file does not exist, a template has no `{}`, or nothing in a path can be a task.
+      UserError: a path, split or task file does not exist, a template has no `{}`, nothing in a path can be a task, or
+        two tasks have one name.
     """
     if split not in (None, ALL, *SPLITS):
         raise UserError(f"--split={split}: unknown split{near_misses(split, (ALL, *SPLITS))}")
@@ -175,6 +178,9 @@ def load_tasks(
         say(f"only the test split is asked of what the model was trained on (--split=all asks all): {', '.join(known)}")
     if not tasks:
         raise UserError(f"--tasks={spec} names nothing; give a folder of class folders, an archive, or 'embedded'")
+    name, count = Counter(task.name for task in tasks).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"--tasks={spec} asks {name!r} twice; give it once, or rename a folder")
     return tasks
 
 
@@ -282,7 +288,7 @@ def _from_photos(
     """One task for each class-per-folder tree or archive that `place` names, or for a folder of CLIP_benchmark."""
     path = Path(place).expanduser()
     if (path / taskfiles.CLASS_NAMES).is_file():
-        yield _from_benchmark(path, split or "test", templates, seen)
+        yield _from_benchmark(path, split, templates, seen, asked_by)
         return
     for source in sources.find([place], flag="--tasks"):
         survey = surveys.survey([source], metadata=metadata)
@@ -333,9 +339,12 @@ def _surveyed(
     )
 
 
-def _from_benchmark(path: Path, split: str, templates: Sequence[str], seen: Collection[str]) -> Task:
+def _from_benchmark(
+    path: Path, split: str | None, templates: Sequence[str], seen: Collection[str], asked_by: TaskFile | None
+) -> Task:
     """The task of a folder of CLIP_benchmark: all of its class names are offered, also those without a photo."""
     folder = taskfiles.benchmark_folder(path)
+    of_original = asked_by.split if asked_by and asked_by.split in folder.splits else "test"
 
     @cache
     def at(split: str) -> Task:
@@ -347,7 +356,7 @@ def _from_benchmark(path: Path, split: str, templates: Sequence[str], seen: Coll
         task = _surveyed(survey, slug, record, _group(slug, seen), tuple(templates), False, ALL)
         return replace(task, split=split, splits=(), at=at)
 
-    return at(split)
+    return at(split or of_original)
 
 
 # ---- asked by a task file --------------------------------------------------------------------------------------------

@@ -161,26 +161,32 @@ def score(model: Embedder, task: Task, seen: Features, detailed: bool = False) -
     embedded = _embedded(model, kinds.values())
     classes = embedded(task.prompts(), ORDERS[0])
     answers = measures.classify(seen.embeddings, classes, seen.labels, model.logit_scale)
-    details = _details(model, task, seen, kinds, embedded) if detailed else {}
+    details = _details(model, task, seen, kinds, embedded, answers) if detailed else {}
     return Result(task, measures.score(answers), answers, "", seen.unreadable, seen.sources, details)
 
 
 def _details(
-    model: Embedder, task: Task, seen: Features, kinds: Mapping[str, Prompts], embedded: Callable[..., np.ndarray]
+    model: Embedder,
+    task: Task,
+    seen: Features,
+    kinds: Mapping[str, Prompts],
+    embedded: Callable[..., np.ndarray],
+    answers: Answers,
 ) -> dict[str, Any]:
     given = (seen.embeddings, embedded(task.prompts(), ORDERS[0]), seen.labels, model.logit_scale)
     by_prompts = []
     for kind, prompts in kinds.items():
         several = any(len(texts) > 1 for texts in prompts)
         for order in ORDERS if several else ORDERS[:1]:
-            answers = measures.classify(seen.embeddings, embedded(prompts, order), seen.labels, model.logit_scale)
-            found = measures.score(answers, bootstrap=False)
+            asked = (seen.embeddings, embedded(prompts, order), seen.labels, model.logit_scale)
+            # The first kind in the first order is what was answered already.
+            found = measures.score(measures.classify(*asked) if by_prompts else answers, bootstrap=False)
             shares = {name: getattr(found, name) for name in ("top1", "top5", "mean_per_class", "macro_f1")}
             by_prompts.append({"prompts": kind, "order": order, **shares, "interval": found.interval})
     open_set = measures.open_set(*given)
     return {
         "by_prompts": by_prompts,
-        "calibration": {"logit_scale": model.logit_scale, **asdict(measures.calibration(*given))},
+        "calibration": {"logit_scale": model.logit_scale, **asdict(measures.calibration(answers, *given[:2]))},
         "open_set": open_set and asdict(open_set),
         "ranks": {
             rank: asdict(measures.roll_up(*given, np.unique(groups, return_inverse=True)[1]))
