@@ -112,22 +112,72 @@ def test_attention_maps_are_shares_of_the_patches(pool):
     assert (maps >= 0).all() and (maps.sum((2, 3)) <= 1 + 1e-5).all()
 
 
-def test_the_attention_map_is_the_class_tokens_softmax_in_the_last_block():
-    network, params = tower("cls", blocks={"depth": 1})
+@pytest.mark.parametrize("rotary_base", [0, 100])
+def test_the_attention_map_is_the_class_tokens_softmax_in_the_last_block(rotary_base):
+    network, params = tower("cls", blocks={"depth": 1}, rotary_base=rotary_base)
     images = pixels()
     maps = np.asarray(network(params, images, method="attention"), np.float64)
     p = jax.tree.map(lambda v: np.asarray(v, np.float64), params)
     mean, std = (np.array(v) for v in (network.config.mean, network.config.std))
     patches = ((images / 255 - mean) / std).reshape(2, 4, 8, 4, 8, 3).swapaxes(2, 3).reshape(2, 16, 192)
-    x = patches @ p["patch"]["kernel"] + p["patch"]["bias"] + p["positions"]
+    x = patches @ p["patch"]["kernel"] + p["patch"]["bias"] + p.get("positions", 0)
     x = np.concatenate([np.broadcast_to(p["cls"], (2, 1, 32)), x], 1)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     qkv = p["blocks"]["attention"]["qkv"]
     q, k, _ = np.split((x @ qkv["kernel"][0] + qkv["bias"][0]).reshape(2, 17, 6, 16), 3, axis=2)
+    if rotary_base:  # a head's 16 channels are 8 planes, the first 4 turned by the row, the others by the column
+        place = (2 * np.stack(np.divmod(np.arange(16), 4), axis=1) + 1) / 4 - 1
+        turns = place.repeat(4, axis=1) / 100 ** (np.arange(8) % 4 / 4)
+        planes = (k[..., :8] + 1j * k[..., 8:])[:, 1:] * np.exp(2j * np.pi * turns)[:, None]
+        k[:, 1:] = np.concatenate([planes.real, planes.imag], -1)
     logits = np.einsum("bhd,bkhd->bhk", q[:, 0], k) / 4
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     np.testing.assert_allclose(maps.reshape(2, 2, 16), weights[..., 1:], atol=1e-5)
+
+
+def test_a_query_sees_of_rotary_positions_only_how_far_away_a_key_is():
+    angles = vit.axial_angles(6, 6, 16, base=100).reshape(6, 6, 1, 8)
+    query, key = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
+    turned = [layers.rotate(jnp.broadcast_to(x, (6, 6, 1, 16)), jnp.cos(angles), jnp.sin(angles)) for x in (query, key)]
+    scores = np.einsum("abhd,cehd->abce", *turned)  # of rows and columns of the query, then of the key
+    np.testing.assert_allclose(scores[:-1, :-2, :-1, :-2], scores[1:, 2:, 1:, 2:], atol=1e-4)
+    assert scores.std() > 0.1
+    np.testing.assert_allclose(scores[0, 0, 0, 0], query @ key, atol=1e-4)
+
+
+def test_rotary_positions_are_no_parameter_and_tell_where_a_patch_is():
+    network, params = tower("cls", registers=2, rotary_base=100, blocks={"depth": 1})
+    assert "positions" not in params
+    images = pixels(1)
+    moved = np.concatenate([images[:, 8:], images[:, :8]], axis=1)
+    assert np.abs(network(params, images).pooled - network(params, moved).pooled).max() > 1e-3
+
+
+@pytest.mark.parametrize("rotary_base", [0, 100])
+def test_a_patch_keeps_its_place_when_others_are_dropped(rotary_base):
+    network, params = tower(token_keep=0.999, rotary_base=rotary_base)  # all 16 of 16 are drawn, in another order
+    drawn, whole = network(params, pixels(), key=jax.random.key(0)), network(params, pixels())
+    assert np.abs(drawn.patches - whole.patches).max() > 0.1
+    np.testing.assert_allclose(drawn.pooled, whole.pooled, atol=1e-5)
+
+
+def test_swiglu_gates_the_second_half_of_its_hidden_layer_with_the_first():
+    mlp = layers.Mlp(blocks(activation="swiglu", mlp=24), nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(5, 32))
+    up, down = (np.asarray(layer.kernel[...], np.float64) for layer in (mlp.up, mlp.down))
+    assert up.shape == (32, 48) and down.shape == (24, 32)
+    gate, value = (x @ up)[:, :24], (x @ up)[:, 24:]
+    np.testing.assert_allclose(mlp(jnp.asarray(x, jnp.float32)), gate / (1 + np.exp(-gate)) * value @ down, atol=1e-5)
+
+
+def test_a_projection_with_a_bias_is_an_affine_map_of_the_features():
+    network, params = tower(projection_bias=True)
+    params["projection"]["bias"] = np.random.default_rng(0).normal(size=16).astype(np.float32)
+    pooled = np.asarray(network(params, pixels()).pooled)
+    wanted = pooled @ params["projection"]["kernel"] + params["projection"]["bias"]
+    wanted /= np.linalg.norm(wanted, axis=-1, keepdims=True)
+    np.testing.assert_allclose(network(params, pooled, method="embed"), wanted, atol=1e-5)
 
 
 def words(causal=True, pool="end", **options):
@@ -181,6 +231,7 @@ def test_dino_logits_are_cosines_with_the_prototypes():
         (lambda: encoders.block_config("Ti", heads=5), "heads must divide width"),
         (lambda: tower("clss"), "unknown image pool 'clss'; did you mean 'cls'"),
         (lambda: tower(image_size=30), "not a multiple of the patch 8"),
+        (lambda: tower(rotary_base=100, blocks={"heads": 16}), "16 heads of a tower of width 32 cannot have rotary"),
         (lambda: words(pool="eot"), "unknown text pool"),
     ],
 )
@@ -190,13 +241,19 @@ def test_impossible_towers_are_refused_in_plain_words(build, message):
 
 
 def test_the_named_sizes_have_the_published_parameter_counts():
-    """Millions of parameters of ViT/16 (or /14) without head, arXiv 2010.11929 table 1 and 2106.04560 table 2."""
-    published = {"Ti": 5.5, "S": 21.7, "B": 85.8, "L": 303.3, "H": 630.8, "So400m": 412.4, "g": 1011.2}
+    """Millions of parameters of ViT/16 (or /14), no head: arXiv 2010.11929 table 1, 2106.04560 table 2, OpenCLIP."""
+    published = {"Ti": 5.5, "S": 21.7, "B": 85.8, "L": 303.3, "H": 630.8, "So400m": 412.4, "g": 1011.2, "bigG": 1842.8}
     for size, millions in published.items():
-        patch = 14 if size in ("H", "So400m", "g") else 16
+        patch = 14 if size in ("H", "So400m", "g", "bigG") else 16
         network = encoders.image_tower(vit.ViTConfig(encoders.block_config(size), patch, 224, embed_dim=0))
         count = sum(np.prod(s.shape) for s in jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0))))
         assert abs(count / 1e6 - millions) < 0.01 * millions, (size, count)
+
+
+@pytest.mark.parametrize("size,heads,parameters", [("L", 16, 354_032_640), ("H", 20, 694_659_840)])
+def test_named_sizes_hold_the_text_towers_of_openclips_h_and_g_and_of_its_big_g(size, heads, parameters):
+    config = text.TextConfig(encoders.block_config(size, heads=heads), 49408, 77, 49407, vit.SIZES[size][0])
+    assert sum(np.prod(s.shape) for s in jax.tree.leaves(encoders.text_tower(config).shapes)) == parameters
 
 
 @pytest.mark.parametrize("pool", ["mean", "attention"])
@@ -215,14 +272,14 @@ def test_dense_embeddings_are_one_of_length_1_for_each_patch_of_any_grid(pool):
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer_scale", [0.0, 0.3])
-def test_with_a_class_token_a_patch_is_its_value_in_the_last_block(layer_scale):
-    network, params = tower("cls", registers=1, blocks={"layer_scale": layer_scale})
+@pytest.mark.parametrize("layer_scale,rotary_base", [(0.0, 0), (0.3, 0), (0.3, 100)])
+def test_with_a_class_token_a_patch_is_its_value_in_the_last_block(layer_scale, rotary_base):
+    network, params = tower("cls", registers=1, rotary_base=rotary_base, blocks={"layer_scale": layer_scale})
     layer, final = jax.tree.map(lambda p: np.asarray(p[-1], np.float64), params["blocks"]), params["norm"]
     if layer_scale:
         gains = params["blocks"]["scale1"] = np.random.default_rng(0).random((3, 32)).astype(np.float32)
         layer["scale1"] = gains[-1]
-    _, entering = nnx.merge(network.graph, params)._before_last(pixels())
+    _, entering, _ = nnx.merge(network.graph, params)._before_last(pixels())
 
     def norm(x, p):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)

@@ -8,10 +8,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+
+def swiglu(x: jax.Array) -> jax.Array:
+    """Gate and value side by side [..., 2 * mlp] to the gated value [..., mlp] (arXiv 2002.05202, section 2)."""
+    gate, value = jnp.split(x, 2, axis=-1)
+    return jax.nn.silu(gate) * value
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI CLIP
+    "swiglu": swiglu,
 }
 
 REMAT_POLICIES: dict[str, Callable | None] = {
@@ -20,6 +28,9 @@ REMAT_POLICIES: dict[str, Callable | None] = {
     "dots_saveable": jax.checkpoint_policies.dots_saveable,
     "dots_with_no_batch_dims_saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+# Cosines and sines, as `rotate` takes them, by which the queries and keys of a stack turn.
+Rotation = tuple[jax.Array, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class BlockConfig:
       width: channels.
       depth: number of blocks in the stack.
       heads: attention heads; divides `width`.
-      mlp: hidden width of the MLP.
+      mlp: hidden width of the MLP; with "swiglu" that of its gate and that of its value.
       activation: a name in `ACTIVATIONS`.
       norm_eps: epsilon of every layer norm.
       layer_scale: initial LayerScale gain (CaiT, arXiv 2103.17239); 0 leaves it out.
@@ -86,30 +97,47 @@ class Attention(nnx.Module):
     """Multi-head self-attention with one fused query-key-value projection (arXiv 1706.03762, section 3.2)."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        # A tower without a key bias (DINOv3) has zeros there: the same function, though training may move them.
         self.qkv = linear(config.width, 3 * config.width, config, rngs)
         self.out = linear(config.width, config.width, config, rngs)
         self.heads = config.heads
         self.implementation = config.attention
 
-    def heads_of(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Query, key and value, each [batch, tokens, heads, width / heads], of `x` [batch, tokens, width]."""
+    def heads_of(self, x: jax.Array, rotation: Rotation | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Query, key (both turned) and value, each [batch, tokens, heads, width / heads], of `x` like a block's."""
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)  # noqa: E731
-        return split(q), split(k), split(v)
+        q, k, v = split(q), split(k), split(v)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        return q, k, v
 
-    def __call__(self, x: jax.Array, *, causal: bool, lengths: jax.Array | None) -> jax.Array:
-        q, k, v = self.heads_of(x)
+    def __call__(
+        self, x: jax.Array, *, causal: bool, lengths: jax.Array | None, rotation: Rotation | None
+    ) -> jax.Array:
+        q, k, v = self.heads_of(x, rotation)
         y = jax.nn.dot_product_attention(
             q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation=self.implementation
         )
         return self.out(y.reshape(x.shape))
 
 
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turns each head's channels i and i + half as one plane (arXiv 2104.09864, section 3.2); float32 inside.
+
+    Args:
+      x: [batch, tokens, heads, head width].
+      cos, sin: float32 [..., tokens, 1, head width / 2], of each plane's angle.
+    """
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
 class Mlp(nnx.Module):
     """Two dense layers with an activation between them."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
-        self.up = linear(config.width, config.mlp, config, rngs)
+        self.up = linear(config.width, config.mlp * (2 if config.activation == "swiglu" else 1), config, rngs)
         self.down = linear(config.mlp, config.width, config, rngs)
         self.activation = config.activation
 
@@ -136,10 +164,11 @@ class Block(nnx.Module):
         *,
         causal: bool = False,
         lengths: jax.Array | None = None,
+        rotation: Rotation | None = None,
         keep: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         """Maps [batch, tokens, width] to that shape; `keep`: drop path's gains [batch, 1, 1] of the two residuals."""
-        attended = self.attention(self.norm1(x), causal=causal, lengths=lengths)
+        attended = self.attention(self.norm1(x), causal=causal, lengths=lengths, rotation=rotation)
         x = x + self._gain(attended, 0, keep)
         return x + self._gain(self.mlp(self.norm2(x)), 1, keep)
 
@@ -172,6 +201,7 @@ def run(
     *,
     causal: bool = False,
     lengths: jax.Array | None = None,
+    rotation: Rotation | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Scans a stack over `x`.
@@ -182,6 +212,7 @@ def run(
       config: of the stack.
       causal: token i attends to tokens <= i.
       lengths: int32 [batch], tokens of each row that may be attended to; `None` for all.
+      rotation: of every block's queries and keys; `None` turns none.
       key: randomness of stochastic depth; `None` (evaluation, the teacher) keeps every block.
 
     Returns:
@@ -198,7 +229,7 @@ def run(
         if drops:
             kept = jax.random.bernoulli(block_key, 1 - rate, (2, x.shape[0], 1, 1))
             keep = tuple(kept / (1 - rate))
-        return block(x, causal=causal, lengths=lengths, keep=keep), None
+        return block(x, causal=causal, lengths=lengths, rotation=rotation, keep=keep), None
 
     if config.remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[config.remat])

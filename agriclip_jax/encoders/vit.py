@@ -1,4 +1,4 @@
-"""The image tower: one Vision Transformer family (arXiv 2010.11929), from Ti to g."""
+"""The image tower: one Vision Transformer family (arXiv 2010.11929), from Ti to bigG."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from agriclip_jax.encoders import layers
+from agriclip_jax.errors import UserError
 
-# width, depth, heads, mlp: arXiv 2010.11929 table 1, 2106.04560 table 2 (g), 2305.13035 (So400m).
+# width, depth, heads, mlp: arXiv 2010.11929 table 1, 2106.04560 table 2 (g), 2305.13035 (So400m), OpenCLIP (bigG).
 SIZES = {
     "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
@@ -18,6 +19,7 @@ SIZES = {
     "So400m": (1152, 27, 16, 4304),
     "H": (1280, 32, 16, 5120),
     "g": (1408, 40, 16, 6144),
+    "bigG": (1664, 48, 16, 8192),
 }
 POOLS = ("cls", "mean", "attention")
 
@@ -43,11 +45,14 @@ class ViTConfig:
       patch: side of a patch, pixels.
       image_size: side of the square image whose grid the position embedding is stored for, pixels.
       embed_dim: width of the shared embedding space; 0 leaves the projection out (LiT).
+      projection_bias: bias of the projection (an affine map into another tower's space has one).
       pool: "cls" | "mean" | "attention".
       registers: extra learned tokens that belong to no patch (arXiv 2309.16588).
       token_keep: share of the patches kept in training, drawn anew for each image (FLIP, arXiv 2212.00794).
       pre_norm: layer norm before the first block (CLIP).
       patch_bias: bias of the patch embedding (CLIP has none).
+      rotary_base: base of the wavelengths of rotary position embeddings (DINOv3: 100), which then stand in for the
+        learned ones; 0 leaves them out.
       mean, std: of each colour channel, in [0, 1], taken off before the first layer.
     """
 
@@ -55,11 +60,13 @@ class ViTConfig:
     patch: int
     image_size: int
     embed_dim: int = 512
+    projection_bias: bool = False
     pool: str = "cls"
     registers: int = 0
     token_keep: float = 1.0
     pre_norm: bool = False
     patch_bias: bool = True
+    rotary_base: float = 0.0
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -77,7 +84,13 @@ class ViT(nnx.Module):
         normal = nnx.initializers.truncated_normal(0.02)
         self.config = config
         self.patch = layers.linear(config.patch**2 * 3, width, config.blocks, rngs, bias=config.patch_bias)
-        self.positions = nnx.Param(sinusoids(config.grid, width))
+        if not config.rotary_base:
+            self.positions = nnx.Param(sinusoids(config.grid, width))
+        elif width % (4 * config.blocks.heads):
+            raise UserError(
+                f"{config.blocks.heads} heads of a tower of width {width} cannot have rotary positions: "
+                "each needs a multiple of 4 channels"
+            )
         if config.pool == "cls":
             self.cls = nnx.Param(normal(rngs.params(), (1, width)))
         if config.registers:
@@ -89,18 +102,19 @@ class ViT(nnx.Module):
         if config.pool == "attention":
             self.head = layers.AttentionPool(config.blocks, rngs)
         if config.embed_dim:
-            self.projection = layers.linear(width, config.embed_dim, config.blocks, rngs, bias=False)
+            self.projection = layers.linear(width, config.embed_dim, config.blocks, rngs, bias=config.projection_bias)
 
     def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> ImageFeatures:
         """Features of images.
 
         Args:
-          images: uint8 [batch, height, width, 3]; sides divisible by the patch, any grid (positions are interpolated).
+          images: uint8 [batch, height, width, 3]; sides divisible by the patch, any grid (learned positions are
+            interpolated).
           key: randomness of token dropping and stochastic depth; `None` turns both off.
         """
         drop_key, path_key = jax.random.split(key) if key is not None else (None, None)
-        x = self._tokens(images, drop_key)
-        x = self.norm(layers.run(self.blocks, x, self.config.blocks, key=path_key))
+        x, rotation = self._tokens(images, drop_key)
+        x = self.norm(layers.run(self.blocks, x, self.config.blocks, rotation=rotation, key=path_key))
         return self._pool(x)
 
     def embed(self, pooled: jax.Array) -> jax.Array:
@@ -120,11 +134,12 @@ class ViT(nnx.Module):
         config = self.config
         rows, columns = images.shape[1] // config.patch, images.shape[2] // config.patch
         if config.pool == "attention":
-            x = self.norm(layers.run(self.blocks, self._tokens(images, None), config.blocks))
+            x, rotation = self._tokens(images, None)
+            x = self.norm(layers.run(self.blocks, x, config.blocks, rotation=rotation))
             weights, _ = self.head.weights_and_values(x)
         else:
-            last, x = self._before_last(images)
-            q, k, _ = last.attention.heads_of(last.norm1(x))
+            last, x, rotation = self._before_last(images)
+            q, k, _ = last.attention.heads_of(last.norm1(x), rotation)
             logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)
             weights = weights[:, :, 0] if config.pool == "cls" else weights[:, :, self._extra :].mean(2)
@@ -147,7 +162,7 @@ class ViT(nnx.Module):
         """
         batch, height, width, _ = images.shape
         if self.config.pool == "cls":
-            last, x = self._before_last(images)
+            last, x, _ = self._before_last(images)
             patches = self.norm(last.own_values(x))[:, self._extra :]
         else:
             patches = self(images).patches
@@ -155,34 +170,48 @@ class ViT(nnx.Module):
             patches = self.head(patches.reshape(-1, 1, patches.shape[-1]))
         return self.embed(patches).reshape(batch, height // self.config.patch, width // self.config.patch, -1)
 
-    def _before_last(self, images: jax.Array) -> tuple[layers.Block, jax.Array]:
-        """The last block, and the tokens that enter it."""
-        x = self._tokens(images, None)
+    def _before_last(self, images: jax.Array) -> tuple[layers.Block, jax.Array, layers.Rotation | None]:
+        """The last block, the tokens that enter it, and their rotation."""
+        x, rotation = self._tokens(images, None)
         if self.config.blocks.depth > 1:
-            x = layers.run(jax.tree.map(lambda p: p[:-1], self.blocks), x, self.config.blocks)
-        return jax.tree.map(lambda p: p[-1], self.blocks), x
+            x = layers.run(jax.tree.map(lambda p: p[:-1], self.blocks), x, self.config.blocks, rotation=rotation)
+        return jax.tree.map(lambda p: p[-1], self.blocks), x, rotation
 
     @property
     def _extra(self) -> int:
         return (self.config.pool == "cls") + self.config.registers
 
-    def _tokens(self, images: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Patch, class and register tokens [batch, tokens, width], positions added, some patches dropped."""
+    def _tokens(self, images: jax.Array, key: jax.Array | None) -> tuple[jax.Array, layers.Rotation | None]:
+        """Class, register and patch tokens [batch, tokens, width], some patches dropped, and where they are.
+
+        Learned positions are added; rotary ones are the second result, for `layers.run`.
+        """
         config, patch = self.config, self.config.patch
         batch, height, width, _ = images.shape
         rows, columns = height // patch, width // patch
         x = (images.astype(jnp.float32) / 255.0 - jnp.array(config.mean)) / jnp.array(config.std)
         x = x.reshape(batch, rows, patch, columns, patch, 3).swapaxes(2, 3).reshape(batch, rows * columns, -1)
         x = self.patch(x)
-        x = x + interpolate_positions(self.positions[...], config.grid, rows, columns).astype(x.dtype)
+        rotary, angles = config.rotary_base, None
+        if rotary:
+            angles = axial_angles(rows, columns, config.blocks.width // config.blocks.heads, rotary)
+        else:
+            x = x + interpolate_positions(self.positions[...], config.grid, rows, columns).astype(x.dtype)
         if key is not None and config.token_keep < 1.0:
             kept = max(1, round(rows * columns * config.token_keep))
             order = jax.random.uniform(key, x.shape[:2])
-            x = jnp.take_along_axis(x, jax.lax.top_k(order, kept)[1][..., None], axis=1)
+            chosen = jax.lax.top_k(order, kept)[1]
+            x = jnp.take_along_axis(x, chosen[..., None], axis=1)
+            angles = angles[chosen] if rotary else None
         extra = [self.cls[...]] if config.pool == "cls" else []
         extra += [self.registers[...]] if config.registers else []
         x = jnp.concatenate([jnp.broadcast_to(e.astype(x.dtype), (batch, *e.shape)) for e in extra] + [x], axis=1)
-        return self.norm_pre(x) if config.pre_norm else x
+        x = self.norm_pre(x) if config.pre_norm else x
+        if not rotary:
+            return x, None
+        # Tokens of no patch turn by an angle of 0, which leaves them as they are.
+        angles = jnp.pad(angles, [(0, 0)] * (angles.ndim - 2) + [(self._extra, 0), (0, 0)])[..., None, :]
+        return x, (jnp.cos(angles), jnp.sin(angles))
 
     def _pool(self, x: jax.Array) -> ImageFeatures:
         patches = x[:, self._extra :]
@@ -209,6 +238,25 @@ def sinusoids(grid: int, width: int) -> jax.Array:
     rows, columns = jnp.divmod(jnp.arange(grid**2), grid)
     angles = [place[:, None] * frequencies for place in (columns, rows)]
     return jnp.concatenate([wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)], axis=1)
+
+
+def axial_angles(rows: int, columns: int, head_width: int, base: float) -> jax.Array:
+    """Angles of rotary position embeddings on a grid (DINOv3, arXiv 2508.10104, section 3.2).
+
+    A patch's place is its centre, each axis running from -1 to 1 over the image whatever the grid.
+
+    Args:
+      rows, columns: of the grid.
+      head_width: channels of a head, a multiple of 4.
+      base: plane i of an axis turns by 2 pi * place / base^(4 i / head_width).
+
+    Returns:
+      float32 [rows * columns, head_width / 2], row-major: the planes of the rows, then those of the columns.
+    """
+    frequencies = 2 * jnp.pi / base ** (jnp.arange(head_width // 4) * 4 / head_width)
+    centres = [(2 * jnp.arange(n) + 1) / n - 1 for n in (rows, columns)]
+    places = jnp.stack(jnp.meshgrid(*centres, indexing="ij"), axis=-1)
+    return (places[..., None] * frequencies).reshape(rows * columns, -1)
 
 
 def interpolate_positions(positions: jax.Array, grid: int, rows: int, columns: int) -> jax.Array:

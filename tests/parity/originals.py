@@ -25,12 +25,20 @@ VIT = {
     "attention": {"qkv": [f"attention.{which}_proj" for which in "qkv"], "out": ["attention.o_proj"]},
     "mlp": CLIP["mlp"],
 }
-DINOV2 = VIT | {"norm1": "norm1", "norm2": "norm2", "scale1": "layer_scale1", "scale2": "layer_scale2"}
+GATED = {"up": ["mlp.gate_proj", "mlp.up_proj"], "down": ["mlp.down_proj"]}
+DINOV2 = VIT | {"norm1": "norm1", "norm2": "norm2", "scale1": "layer_scale1.lambda1", "scale2": "layer_scale2.lambda1"}
+DINOV3 = DINOV2 | {"mlp": {"up": ["mlp.up_proj"], "down": ["mlp.down_proj"]}}
 TIMM = {
     "norm1": "norm1",
     "norm2": "norm2",
     "attention": {"qkv": ["attn.qkv"], "out": ["attn.proj"]},
     "mlp": CLIP["mlp"],
+}
+TIMM_DINOV2 = TIMM | {"scale1": "ls1.gamma", "scale2": "ls2.gamma"}
+TIMM_DINOV3 = TIMM | {
+    "mlp": {"up": ["mlp.fc1_g", "mlp.fc1_x"], "down": ["mlp.fc2"]},
+    "scale1": "gamma_1",
+    "scale2": "gamma_2",
 }
 
 
@@ -67,9 +75,13 @@ def pixels(images: np.ndarray, config):
 
 
 def dense(weights: Weights, names: list[str]) -> dict[str, np.ndarray]:
-    layer = {"kernel": np.concatenate([weights[f"{name}.weight"] for name in names]).T}
-    if f"{names[0]}.bias" in weights:
-        layer["bias"] = np.concatenate([weights[f"{name}.bias"] for name in names])
+    """Where only some of `names` have a bias (DINOv3's keys have none), those without get zeros."""
+    kernels = [weights[f"{name}.weight"] for name in names]
+    layer = {"kernel": np.concatenate(kernels).T}
+    has_bias = [f"{name}.bias" in weights for name in names]
+    if any(has_bias):
+        biases = zip(names, kernels, has_bias, strict=True)
+        layer["bias"] = np.concatenate([weights[f"{n}.bias"] if has else np.zeros(len(k)) for n, k, has in biases])
     return layer
 
 
@@ -85,7 +97,7 @@ def blocks(weights: Weights, prefix: str, depth: int, names: dict) -> dict:
             return {key: part(prefix, key, value) for key, value in theirs.items()}
         if isinstance(theirs, list):
             return dense(weights, [prefix + name for name in theirs])
-        return weights[f"{prefix}{theirs}.lambda1"] if ours.startswith("scale") else norm(weights, prefix + theirs)
+        return weights[prefix + theirs] if ours.startswith("scale") else norm(weights, prefix + theirs)
 
     layers = [part(f"{prefix}.{i}.", "", names) for i in range(depth)]
     return jax.tree.map(lambda *each: np.stack(each), *layers)
