@@ -1,0 +1,222 @@
+"""Name maps: which arrays of a foreign checkpoint are which of our parameters, in tables that are read both ways.
+
+A row names some of ours, some of theirs, and how one becomes the other. torch keeps matrices [out, in], we [in, out]; a
+name with {} stands for every layer of a stack, whose parameters are ours along one leading axis.
+"""
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from agriclip_jax.errors import UserError, near_misses
+
+Arrays = Sequence[np.ndarray]
+
+
+class Row(NamedTuple):
+    """Some parameters and the arrays they are made of.
+
+    Attributes:
+      ours: paths within a tower, such as "blocks/mlp/up/kernel".
+      theirs: names of arrays; with {} those of each layer.
+      how: a key of `HOW`.
+      optional: a model may have neither side of it: a bias, registers.
+    """
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    how: str = "same"
+    optional: bool = False
+
+
+class How(NamedTuple):
+    """Both directions of a row, for one layer where there are several.
+
+    Attributes:
+      read: theirs to ours.
+      write: ours and the number of theirs, to theirs.
+    """
+
+    read: Callable[[Arrays], Arrays]
+    write: Callable[[Arrays, int], Arrays]
+
+
+def _patch(arrays: Arrays) -> Arrays:
+    (kernel,) = arrays
+    return [kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))]
+
+
+def _convolution(arrays: Arrays, count: int) -> Arrays:
+    (kernel,) = arrays
+    side = math.isqrt(len(kernel) // 3)
+    return [kernel.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)]
+
+
+def _class_and_positions(arrays: Arrays) -> Arrays:
+    cls, positions = arrays
+    positions = positions.reshape(-1, positions.shape[-1])
+    return [cls.reshape(1, -1) + positions[:1], positions[1:]]
+
+
+def _with_class_place(arrays: Arrays, count: int) -> Arrays:
+    cls, positions = arrays
+    return [cls[0], np.concatenate([np.zeros_like(cls), positions])]
+
+
+def _query_and_key_value(arrays: Arrays) -> Arrays:
+    query, key, value = np.split(arrays[0], 3)
+    return [query.T, np.concatenate([key, value]).T]
+
+
+HOW = {
+    "same": How(list, lambda a, n: a),
+    # A vector is its own transpose, so biases go the same way.
+    "dense": How(lambda a: [np.concatenate(a).T], lambda a, n: np.split(a[0].T, n)),
+    "query_and_value": How(
+        lambda a: [np.concatenate([a[0], np.zeros_like(a[0]), a[1]])], lambda a, n: np.split(a[0], 3)[::2]
+    ),
+    "query_and_key_value": How(_query_and_key_value, lambda a, n: [np.concatenate([a[0].T, a[1].T])]),
+    "batch_of_one": How(lambda a: [a[0][0]], lambda a, n: [a[0][None]]),
+    "patch": How(_patch, _convolution),
+    # Theirs adds a place to the class token, at row 0; ours keeps the sum.
+    "class_and_positions": How(_class_and_positions, _with_class_place),
+    "class_and_positions_of_one": How(
+        _class_and_positions, lambda a, n: [x[None] for x in (a[0], _with_class_place(a, n)[1])]
+    ),
+}
+
+
+def read(rows: Iterable[Row], arrays: Mapping[str, Callable[[], np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Our parameters one after the other, float32 and contiguous, so that no more than one row is held at a time.
+
+    Args:
+      rows: a table that `check` found no fault with.
+      arrays: what gives each of theirs.
+    """
+    for row in rows:
+        if row.optional and not _present(row, arrays):
+            continue
+        layers = [
+            HOW[row.how].read([arrays[name]().astype(np.float32) for name in names])
+            for names in _layers(row, _depth(row, arrays))
+        ]
+        for i, path in enumerate(row.ours):
+            found = np.stack([layer[i] for layer in layers]) if _stacked(row) else layers[0][i]
+            yield path, np.ascontiguousarray(found)
+
+
+def write(rows: Iterable[Row], params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Their arrays one after the other, contiguous; the inverse of `read`.
+
+    Args:
+      rows: a table.
+      params: ours, by path.
+    """
+    for row in rows:
+        if row.optional and row.ours[0] not in params:
+            continue
+        ours = [np.asarray(params[path]) for path in row.ours]
+        layers = zip(*ours, strict=True) if _stacked(row) else [ours]
+        for names, layer in zip(_layers(row, len(ours[0]) if _stacked(row) else 1), layers, strict=True):
+            for name, array in zip(names, HOW[row.how].write(layer, len(names)), strict=True):
+                yield name, np.ascontiguousarray(array)
+
+
+def check(rows: Iterable[Row], names: Collection[str], ignored: str, where: str) -> None:
+    """Sees that a table and the names in a file agree.
+
+    Args:
+      rows: a table.
+      names: in the file.
+      ignored: regular expression of whole names that need no row.
+      where: the file, for the error.
+
+    Raises:
+      UserError: names are missing in the file, or are not in the table.
+    """
+    rows = list(rows)
+    wanted = {
+        name
+        for row in rows
+        if not row.optional or _present(row, names)
+        for layer in _layers(row, _depth(row, names))
+        for name in layer
+    }
+    missing = sorted(wanted - set(names))
+    extra = sorted(name for name in set(names) - wanted if not re.fullmatch(ignored, name))
+    if missing:
+        near = near_misses(missing[0], extra) if extra else ""
+        raise UserError(f"{where} lacks {_some(missing)}{near}; it is damaged, or of another family")
+    if extra:
+        raise UserError(f"{where} has {_some(extra)}, for which this family has no place")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more arrays" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _stacked(row: Row) -> bool:
+    return "{}" in row.theirs[0]
+
+
+def _layers(row: Row, depth: int) -> list[list[str]]:
+    return [[name.replace("{}", str(i)) for name in row.theirs] for i in range(depth)]
+
+
+def _depth(row: Row, names: Collection[str]) -> int:
+    """How many layers a file has; at least one, so that a row of which nothing is there is missed."""
+    if not _stacked(row):
+        return 1
+    before = row.theirs[0].split("{}")[0]
+    found = (re.match(f"{re.escape(before)}(\\d{{1,4}})\\.", name) for name in names)
+    return 1 + max((int(match[1]) for match in found if match), default=0)
+
+
+def _present(row: Row, names: Collection[str]) -> bool:
+    return row.theirs[0].replace("{}", "0") in names
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def dense(ours: str, *theirs: str, bias: bool = True) -> list[Row]:
+    """A dense layer, or several side by side."""
+    rows = [Row((f"{ours}/kernel",), tuple(f"{name}.weight" for name in theirs), "dense")]
+    biases = tuple(f"{name}.bias" for name in theirs)
+    return rows + ([Row((f"{ours}/bias",), biases, "dense", optional=True)] if bias else [])
+
+
+def norm(ours: str, theirs: str) -> list[Row]:
+    """A layer norm."""
+    return [Row((f"{ours}/scale",), (f"{theirs}.weight",)), Row((f"{ours}/bias",), (f"{theirs}.bias",))]
+
+
+def patch(theirs: str) -> list[Row]:
+    """The patch embedding, a convolution [width, 3, side, side]: ours is a dense layer, colours innermost."""
+    bias = Row(("patch/bias",), (f"{theirs}.bias",), optional=True)
+    return [Row(("patch/kernel",), (f"{theirs}.weight",), "patch"), bias]
+
+
+def blocks(
+    layer: str, *, norms: tuple[str, str], attention: list[Row], mlp: tuple[str | tuple[str, ...], str]
+) -> list[Row]:
+    """A stack whose layers' names begin with `layer`.
+
+    Args:
+      layer: such as "encoder.layers.{}.".
+      norms: names of the two layer norms within it.
+      attention: rows of the projections.
+      mlp: names of the first (or of gate and value) and of the second dense layer.
+    """
+    up = (mlp[0],) if isinstance(mlp[0], str) else mlp[0]
+    return [
+        *norm("blocks/norm1", layer + norms[0]),
+        *attention,
+        *norm("blocks/norm2", layer + norms[1]),
+        *dense("blocks/mlp/up", *(layer + name for name in up)),
+        *dense("blocks/mlp/down", layer + mlp[1]),
+    ]
