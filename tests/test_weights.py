@@ -157,6 +157,7 @@ def test_every_way_of_a_row_is_undone_by_its_other_direction(how, seed):
         "query_and_key_value": [(12, 4)],
         "batch_of_one": [(1, 3, 4)],
         "patch": [(6, 3, 4, 4)],
+        "convolution": [(6, 5, 3, 3)],
         "class_and_positions": [(6,), (10, 6)],
         "class_and_positions_of_one": [(1, 1, 6), (1, 10, 6)],
     }[how]
@@ -170,5 +171,7 @@ def test_every_way_of_a_row_is_undone_by_its_other_direction(how, seed):
 def test_no_family_is_taken_for_another():
     for name, family in families.FAMILIES.items():
         rows = [row for tower in family.towers.values() for row in tower]
-        theirs = {layer.replace("{}", "0") for row in [*rows, *family.scale] for layer in row.theirs}
+        theirs = {
+            layer.replace("{}", "0").replace("{1}", "1") for row in [*rows, *family.scale] for layer in row.theirs
+        }
         assert families.recognise(theirs, "it") == name

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from agriclip_jax.encoders import layers, text, vit
+from agriclip_jax.encoders import layers, resnet, text, vit
 from agriclip_jax.encoders.dino_head import DinoHead
 from agriclip_jax.errors import UserError, near_misses
 
-__all__ = ["DinoHead", "Network", "block_config", "image_tower", "logit_scale", "text_tower"]
+__all__ = ["DinoHead", "Network", "block_config", "image_tower", "logit_scale", "resnet_tower", "text_tower"]
 
 MAX_LOGIT_SCALE = 4.605170185988092  # ln 100 (CLIP, arXiv 2103.00020 section 2.5)
 
@@ -73,6 +73,22 @@ def image_tower(config: vit.ViTConfig) -> Network:
     if config.image_size % config.patch:
         raise UserError(f"image_size {config.image_size} is not a multiple of the patch {config.patch}")
     return Network(lambda rngs: vit.ViT(config, rngs))
+
+
+def resnet_tower(config: resnet.ResNetConfig) -> Network:
+    """The ResNet image tower; raises `UserError` for an unknown stem or pool, or sizes that do not fit together."""
+    for what, value, known in (("stem", config.stem, resnet.STEMS), ("pool", config.pool, resnet.POOLS)):
+        if value not in known:
+            raise UserError(f"unknown ResNet {what} {value!r}{near_misses(value, known)}")
+    if len(config.layers) != 4 or min(config.layers) < 1:
+        raise UserError(f"a ResNet has four stages of at least one block each, not {config.layers}")
+    if config.width % 2:
+        raise UserError(f"a ResNet's width must be even, not {config.width}")
+    if config.pool == "attention" and config.features % config.heads:
+        raise UserError(f"{config.heads} heads do not divide the {config.features} features of a ResNet's pool")
+    if config.image_size % resnet.STRIDE:
+        raise UserError(f"image_size {config.image_size} is not a multiple of {resnet.STRIDE}, the side of a cell")
+    return Network(lambda rngs: resnet.ResNet(config, rngs))
 
 
 def text_tower(config: text.TextConfig) -> Network:

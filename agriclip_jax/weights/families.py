@@ -1,14 +1,16 @@
 """The families of public towers: what tells each, its name map, and the configuration that its arrays ask for."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from agriclip_jax import encoders
-from agriclip_jax.encoders import text, vit
+from agriclip_jax.encoders import resnet, text, vit
 from agriclip_jax.errors import UserError
 from agriclip_jax.weights.names import Row, blocks, dense, norm, patch
 
+Tower = vit.ViTConfig | resnet.ResNetConfig | text.TextConfig
 Shapes = Mapping[str, tuple[int, ...]]  # of the arrays in a file, by name
 Settings = Mapping[str, Any]  # what a configuration file beside it says; empty without one
 
@@ -32,7 +34,7 @@ class Family(NamedTuple):
     towers: Mapping[str, tuple[Row, ...]]
     scale: tuple[Row, ...]
     ignored: str
-    configure: Callable[[Shapes, Settings], dict[str, vit.ViTConfig | text.TextConfig]]
+    configure: Callable[[Shapes, Settings], dict[str, Tower]]
 
 
 def recognise(names: Mapping[str, Any] | frozenset[str], where: str) -> str:
@@ -202,6 +204,39 @@ def _dinov3_in_transformers(mlp: tuple[str | tuple[str, ...], str]) -> dict[str,
     }
 
 
+def _resnet(prefix: str, stem: int) -> tuple[Row, ...]:
+    """The stem of so many convolutions, and four stages, each a first block and others like one another."""
+
+    def normed(ours: str, conv: str, norm: str, optional: bool = False) -> list[Row]:
+        parts = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+        return [
+            Row((f"{ours}/conv/kernel",), (f"{conv}.weight",), "convolution", optional),
+            *(Row((f"{ours}/norm/{a}",), (f"{norm}.{b}",), optional=optional) for a, b in parts.items()),
+        ]
+
+    rows = [row for i in range(stem) for row in normed(f"stem/{i}", f"{prefix}conv{i + 1}", f"{prefix}bn{i + 1}")]
+    for stage in range(4):
+        ours, theirs = f"stages/{stage}", f"{prefix}layer{stage + 1}"
+        for i, part in enumerate(("reduce", "spatial", "expand"), 1):
+            rows += normed(f"{ours}/first/{part}", f"{theirs}.0.conv{i}", f"{theirs}.0.bn{i}")
+            rows += normed(f"{ours}/blocks/{part}", f"{theirs}.{{1}}.conv{i}", f"{theirs}.{{1}}.bn{i}", optional=True)
+        rows += normed(f"{ours}/first/shortcut", f"{theirs}.0.downsample.0", f"{theirs}.0.downsample.1")
+    return tuple(rows)
+
+
+_ATTENTION_POOL = "visual.attnpool."
+CLIP_RESNET = {
+    "image": (
+        *_resnet("visual.", stem=3),
+        Row(("head/positions",), (f"{_ATTENTION_POOL}positional_embedding",)),
+        *(row for x in ("query", "key", "value") for row in dense(f"head/{x}", f"{_ATTENTION_POOL}{x[0]}_proj")),
+        *dense("projection", f"{_ATTENTION_POOL}c_proj"),
+    ),
+    "text": CLIP_OF_OPENAI["text"],
+}
+RESNET = {"image": _resnet("", stem=1)}
+
+
 # ---- configurations --------------------------------------------------------------------------------------------------
 
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -261,8 +296,7 @@ def _clip_of_openai(shapes: Shapes, settings: Settings) -> dict[str, Any]:
     _, _, _, side = shapes["visual.conv1.weight"]
     places, _ = shapes["visual.positional_embedding"]
     _, embed_dim = shapes["text_projection"]
-    activation = "quick_gelu" if settings.get("quick_gelu", True) else "gelu"
-    said = {"activation": activation, "norm_eps": 1e-5}
+    said = {"activation": _openai_activation(settings), "norm_eps": 1e-5}
     return {
         "image": vit.ViTConfig(
             _stack(shapes, CLIP_OF_OPENAI["image"], **said),
@@ -279,6 +313,36 @@ def _clip_of_openai(shapes: Shapes, settings: Settings) -> dict[str, Any]:
             embed_dim,
         ),
     }
+
+
+def _stages(shapes: Shapes, prefix: str) -> tuple[int, ...]:
+    """Blocks of each stage of a ResNet."""
+    return tuple(sum(f"{prefix}layer{n}.{i}.conv1.weight" in shapes for i in range(len(shapes))) for n in (1, 2, 3, 4))
+
+
+def _clip_resnet(shapes: Shapes, settings: Settings) -> dict[str, Any]:
+    places, features = shapes[f"{_ATTENTION_POOL}positional_embedding"]
+    embed_dim, _ = shapes[f"{_ATTENTION_POOL}c_proj.weight"]
+    image = resnet.ResNetConfig(
+        _stages(shapes, "visual."),
+        width=shapes["visual.conv3.weight"][0],
+        heads=features // 64,
+        image_size=resnet.STRIDE * _grid(places - 1),
+        embed_dim=embed_dim,
+    )
+    stack = _stack(shapes, CLIP_RESNET["text"], activation=_openai_activation(settings), norm_eps=1e-5)
+    tokens, length = shapes["token_embedding.weight"], shapes["positional_embedding"]
+    return {"image": image, "text": _clip_text(stack, tokens, length, embed_dim)}
+
+
+def _torchvision_resnet(shapes: Shapes, settings: Settings) -> dict[str, Any]:
+    width, _, _, _ = shapes["conv1.weight"]
+    plain = resnet.CONFIGS["ResNet50"]
+    return {"image": dataclasses.replace(plain, layers=_stages(shapes, ""), width=width)}
+
+
+def _openai_activation(settings: Settings) -> str:
+    return "quick_gelu" if settings.get("quick_gelu", True) else "gelu"
 
 
 def _clip_text(stack: Any, tokens: tuple[int, ...], places: tuple[int, ...], embed_dim: int) -> text.TextConfig:
@@ -323,7 +387,7 @@ def _dino(
     heads: int = 0,
     eps: float = 1e-6,
     rotary_base: float = 0.0,
-) -> Callable[[Shapes, Settings], dict[str, vit.ViTConfig | text.TextConfig]]:
+) -> Callable[[Shapes, Settings], dict[str, Tower]]:
     """What configures a self-distilled image tower.
 
     Args:
@@ -335,7 +399,7 @@ def _dino(
     """
     named = {row.ours[0]: row.theirs for row in rows["image"]}
 
-    def configure(shapes: Shapes, settings: Settings) -> dict[str, vit.ViTConfig | text.TextConfig]:
+    def configure(shapes: Shapes, settings: Settings) -> dict[str, Tower]:
         said = _said(settings, heads, "gelu", eps)
         if not heads:
             del said["heads"]
@@ -355,7 +419,7 @@ def _silu_gated(rows: Mapping[str, tuple[Row, ...]]) -> Callable[[Shapes, Settin
     """What configures a DINOv3 whose gate is SiLU; transformers' may be any other."""
     configure = _dino(rows, gated=True, heads=6, eps=1e-5, rotary_base=100.0)
 
-    def checked(shapes: Shapes, settings: Settings) -> dict[str, vit.ViTConfig | text.TextConfig]:
+    def checked(shapes: Shapes, settings: Settings) -> dict[str, Tower]:
         if (gate := settings.get("hidden_act", "gelu")) != "silu":
             raise UserError(f"its MLP is gated by {gate!r}, which no tower here is; of gates there is 'silu'")
         return configure(shapes, {**settings, "hidden_act": "gelu"})
@@ -378,6 +442,7 @@ def _families() -> dict[str, Family]:
     dinov3_gated = _dinov3_in_transformers((("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"))
     scale = (Row(("logit_scale",), ("logit_scale",)),)
     layer, head = "encoder.layer.0.", r"(pooler|classifier|head|fc)\..*|.*mask_token"
+    counters = r".*num_batches_tracked"
     return {
         "clip (transformers)": Family(
             ("vision_model.pre_layrnorm.weight", "visual_projection.weight"),
@@ -388,6 +453,16 @@ def _families() -> dict[str, Family]:
         ),
         "clip (openai, open_clip)": Family(
             ("visual.class_embedding", "text_projection"), CLIP_OF_OPENAI, scale, "attn_mask", _clip_of_openai
+        ),
+        "clip resnet (openai, open_clip)": Family(
+            ("visual.layer1.0.conv1.weight", "text_projection"),
+            CLIP_RESNET,
+            scale,
+            f"attn_mask|{counters}",
+            _clip_resnet,
+        ),
+        "resnet (torchvision)": Family(
+            ("layer1.0.conv1.weight", "conv1.weight"), RESNET, (), f"fc\\..*|{counters}", _torchvision_resnet
         ),
         "siglip (transformers)": Family(
             ("vision_model.head.probe", "text_model.head.weight"),

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from agriclip_jax import rules
-from agriclip_jax.encoders import text, vit
 from agriclip_jax.errors import UserError
 from agriclip_jax.files import read_record
 from agriclip_jax.weights import names
 from agriclip_jax.weights.containers import Container, open_weights
-from agriclip_jax.weights.families import FAMILIES, recognise
+from agriclip_jax.weights.families import FAMILIES, Tower, recognise
 
 MOST_SETTINGS = 16 << 20  # bytes of a configuration file
 
@@ -31,7 +30,7 @@ class Foreign:
 
     path: Path
     family: str
-    towers: Mapping[str, vit.ViTConfig | text.TextConfig]
+    towers: Mapping[str, Tower]
     container: Container
 
     def leaves(self, tower: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,7 +1,8 @@
 """Name maps: which arrays of a foreign checkpoint are which of our parameters, in tables that are read both ways.
 
 A row names some of ours, some of theirs, and how one becomes the other. torch keeps matrices [out, in], we [in, out]; a
-name with {} stands for every layer of a stack, whose parameters are ours along one leading axis.
+name with {} stands for every layer of a stack, whose parameters are ours along one leading axis; with {1} for all but
+the first.
 """
 
 import math
@@ -15,13 +16,15 @@ from agriclip_jax.errors import UserError, near_misses
 
 Arrays = Sequence[np.ndarray]
 
+_LAYER = re.compile(r"\{(\d?)\}")
+
 
 class Row(NamedTuple):
     """Some parameters and the arrays they are made of.
 
     Attributes:
       ours: paths within a tower, such as "blocks/mlp/up/kernel".
-      theirs: names of arrays; with {} those of each layer.
+      theirs: names of arrays; with {} those of each layer, with {1} of all but the first.
       how: a key of `HOW`.
       optional: a model may have neither side of it: a bias, registers.
     """
@@ -81,6 +84,7 @@ HOW = {
     "query_and_key_value": How(_query_and_key_value, lambda a, n: [np.concatenate([a[0].T, a[1].T])]),
     "batch_of_one": How(lambda a: [a[0][0]], lambda a, n: [a[0][None]]),
     "patch": How(_patch, _convolution),
+    "convolution": How(lambda a: [a[0].transpose(2, 3, 1, 0)], lambda a, n: [a[0].transpose(3, 2, 0, 1)]),
     # Theirs adds a place to the class token, at row 0; ours keeps the sum.
     "class_and_positions": How(_class_and_positions, _with_class_place),
     "class_and_positions_of_one": How(
@@ -160,24 +164,29 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _stacked(row: Row) -> bool:
-    return "{}" in row.theirs[0]
+    return bool(_LAYER.search(row.theirs[0]))
+
+
+def _first(row: Row) -> int:
+    """The layer that a stack begins with."""
+    return int(_LAYER.search(row.theirs[0])[1] or 0) if _stacked(row) else 0
 
 
 def _layers(row: Row, depth: int) -> list[list[str]]:
-    return [[name.replace("{}", str(i)) for name in row.theirs] for i in range(depth)]
+    return [[_LAYER.sub(str(i), name) for name in row.theirs] for i in range(_first(row), _first(row) + depth)]
 
 
 def _depth(row: Row, names: Collection[str]) -> int:
     """How many layers a file has; at least one, so that a row of which nothing is there is missed."""
     if not _stacked(row):
         return 1
-    before = row.theirs[0].split("{}")[0]
+    before = row.theirs[0][: _LAYER.search(row.theirs[0]).start()]
     found = (re.match(f"{re.escape(before)}(\\d{{1,4}})\\.", name) for name in names)
-    return 1 + max((int(match[1]) for match in found if match), default=0)
+    return max(1, 1 + max((int(match[1]) for match in found if match), default=0) - _first(row))
 
 
 def _present(row: Row, names: Collection[str]) -> bool:
-    return row.theirs[0].replace("{}", "0") in names
+    return _layers(row, 1)[0][0] in names
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

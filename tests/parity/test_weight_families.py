@@ -9,11 +9,17 @@ import pytest
 from flax import nnx
 
 from agriclip_jax import encoders, rules
+from agriclip_jax.encoders import resnet, text, vit
 from agriclip_jax.errors import UserError
 from agriclip_jax.weights import families, importing, names
 
 pytestmark = pytest.mark.parity
 
+TOWERS = {
+    vit.ViTConfig: encoders.image_tower,
+    resnet.ResNetConfig: encoders.resnet_tower,
+    text.TextConfig: encoders.text_tower,
+}
 DEPTH = 2
 BLOCKS = {"hidden_size": 48, "num_hidden_layers": DEPTH, "num_attention_heads": 4}
 SQUARE = {"image_size": 32, "patch_size": 8}
@@ -26,8 +32,7 @@ def imported(path):
     model = importing.open_model(path)
     networks, params = {}, {}
     for tower, config in model.towers.items():
-        build = encoders.text_tower if tower == "text" else encoders.image_tower
-        networks[tower] = build(config)
+        networks[tower] = TOWERS[type(config)](config)
         params[tower] = model.params(tower)
         wanted = jax.tree.map(np.shape, nnx.to_pure_dict(networks[tower].shapes))
         assert jax.tree.map(np.shape, params[tower]) == wanted
@@ -172,6 +177,35 @@ def test_clip_of_open_clip(torch, images, tmp_path, kind, quick_gelu):
     originals.agree(ours, z, least_spread=0.1)
     originals.agree(words, t, least_spread=0.1)
     originals.agree(np.exp(params["logit_scale"]) * ours @ words.T, scale * z @ t.T)
+
+
+@pytest.mark.parametrize("layers", [[2, 1, 3, 2], [1, 1, 1, 1]])
+def test_clips_resnet_of_open_clip(torch, images, tmp_path, layers):
+    open_clip = pytest.importorskip("open_clip")
+    theirs = originals.made(
+        open_clip.CLIP,
+        24,
+        {"image_size": 64, "layers": layers, "width": 16, "head_width": 64},
+        {"context_length": 12, "vocab_size": 99, "width": 64, "heads": 1, "layers": DEPTH},
+        quick_gelu=True,
+    )
+    torch.save(theirs.state_dict(), tmp_path / "RN.pt")
+    name, networks, params = imported(tmp_path / "RN.pt")
+    assert name == "clip resnet (openai, open_clip)"
+    photos = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    with torch.no_grad():
+        z = theirs.encode_image(originals.pixels(photos, networks["image"].config), normalize=True)
+    pooled = networks["image"](params["image"], photos).pooled
+    originals.agree(networks["image"](params["image"], pooled, method="embed"), z, least_spread=0.1)
+
+
+def test_dinos_resnet_of_torchvision(torch, tmp_path):
+    models = pytest.importorskip("torchvision.models.resnet")
+    theirs = originals.made(models.ResNet, models.Bottleneck, [1, 2, 1, 1])
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    name, networks, params = imported(tmp_path / "resnet.pth")
+    assert name == "resnet (torchvision)" and networks["image"].config.layers == (1, 2, 1, 1)
+    assert params["image"]["stem"]["0"]["norm"]["var"].shape == (64,)
 
 
 def test_openais_archive_of_torchscript_with_half_precision(torch, images, tmp_path):
