@@ -247,6 +247,7 @@ def scores(workdir):
     return [(row["step"], row["score"]) for row in map(json.loads, lines)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [3, 8])
 def test_a_run_asked_to_stop_where_it_evaluates_ends_with_the_same_evaluations_and_report(
     corpus, tmp_path, monkeypatch, capsys, at
