@@ -4,10 +4,9 @@ import math
 import os
 import subprocess
 import sys
-import time
 
 import pytest
-from tiny import is_running
+from tiny import have_ended, is_running
 
 from agriclip_jax.data.parallel import FEW, batched, parallel_map
 from agriclip_jax.errors import RunFailure, UserError
@@ -69,11 +68,7 @@ def test_the_processes_end_with_the_one_that_asks_even_when_it_is_killed(tmp_pat
         numbers = [int(number) for number in asking.stdout.readline().split()]
         assert numbers and all(map(is_running, numbers))
         asking.kill()
-    for _ in range(100):
-        if not any(map(is_running, numbers)):
-            return
-        time.sleep(0.1)
-    pytest.fail("a process outlives the one that asked")
+    assert have_ended(numbers), "a process outlives the one that asked"
 
 
 def test_batches_are_lists_of_at_most_so_many():

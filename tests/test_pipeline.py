@@ -6,14 +6,13 @@ import itertools
 import json
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import is_running
+from tiny import have_ended, is_running
 
 from agriclip_jax.data import pipeline, tokenizers
 from agriclip_jax.data.captions import class_identity, normalise_caption
@@ -230,11 +229,7 @@ def test_workers_end_with_the_program_even_when_it_is_killed(alive, tmp_path):
         numbers = [int(number) for number in program.stdout.readline().split()]
         assert len(numbers) == 2 and all(map(is_running, numbers))
         program.kill()
-    for _ in range(100):
-        if not any(map(is_running, numbers)):
-            return
-        time.sleep(0.1)
-    pytest.fail("a worker outlives its program")
+    assert have_ended(numbers), "a worker outlives its program"
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import Evil
 
 from agriclip_jax.errors import UserError
 from agriclip_jax.weights.containers import open_weights
@@ -295,14 +296,6 @@ def assert_refused(path, why=""):
     line = str(error.value)
     assert line.startswith(str(path)) and line.isprintable() and len(line) < len(str(path)) + 300
     assert re.search(why, line), line
-
-
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -78,7 +78,8 @@ def test_a_clip_is_told_from_its_names_and_configured_from_its_shapes(tmp_path, 
     assert (image.patch, image.image_size, image.embed_dim) == (PATCH, PATCH * GRID, 32)
     assert (words.vocab_size, words.context_length, words.end_id) == (99, 12, 98)
     assert image.blocks.activation == words.blocks.activation == "quick_gelu"
-    assert model.scale()["logit_scale"] == arrays["logit_scale"]
+    scale = model.scale()["logit_scale"]
+    assert scale == arrays["logit_scale"] and scale.shape == ()
 
 
 def test_every_parameter_is_where_its_meaning_says(tmp_path, arrays):

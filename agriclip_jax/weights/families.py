@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from agriclip_jax import encoders
@@ -37,7 +37,7 @@ class Family(NamedTuple):
     configure: Callable[[Shapes, Settings], dict[str, Tower]]
 
 
-def recognise(names: Mapping[str, Any] | frozenset[str], where: str) -> str:
+def recognise(names: Collection[str], where: str) -> str:
     """The key in `FAMILIES` of a file with arrays of these names.
 
     Raises:
@@ -270,18 +270,14 @@ def _grid(places: int) -> int:
 
 
 def _clip_in_transformers(shapes: Shapes, settings: Settings) -> dict[str, Any]:
-    _, _, _, side = shapes["vision_model.embeddings.patch_embedding.weight"]
-    places, _ = shapes["vision_model.embeddings.position_embedding.weight"]
     embed_dim, _ = shapes["visual_projection.weight"]
     vision, words = settings.get("vision_config", {}), settings.get("text_config", {})
     return {
-        "image": vit.ViTConfig(
+        "image": _clip_image(
             _stack(shapes, CLIP_IN_TRANSFORMERS["image"], **_said(vision, 12, "quick_gelu", 1e-5)),
-            patch=side,
-            image_size=side * _grid(places - 1),
-            embed_dim=embed_dim,
-            pre_norm=True,
-            patch_bias=False,
+            shapes["vision_model.embeddings.patch_embedding.weight"],
+            shapes["vision_model.embeddings.position_embedding.weight"],
+            embed_dim,
         ),
         "text": _clip_text(
             _stack(shapes, CLIP_IN_TRANSFORMERS["text"], **_said(words, 8, "quick_gelu", 1e-5)),
@@ -293,18 +289,14 @@ def _clip_in_transformers(shapes: Shapes, settings: Settings) -> dict[str, Any]:
 
 
 def _clip_of_openai(shapes: Shapes, settings: Settings) -> dict[str, Any]:
-    _, _, _, side = shapes["visual.conv1.weight"]
-    places, _ = shapes["visual.positional_embedding"]
     _, embed_dim = shapes["text_projection"]
     said = {"activation": _openai_activation(settings), "norm_eps": 1e-5}
     return {
-        "image": vit.ViTConfig(
+        "image": _clip_image(
             _stack(shapes, CLIP_OF_OPENAI["image"], **said),
-            patch=side,
-            image_size=side * _grid(places - 1),
-            embed_dim=embed_dim,
-            pre_norm=True,
-            patch_bias=False,
+            shapes["visual.conv1.weight"],
+            shapes["visual.positional_embedding"],
+            embed_dim,
         ),
         "text": _clip_text(
             _stack(shapes, CLIP_OF_OPENAI["text"], **said),
@@ -343,6 +335,12 @@ def _torchvision_resnet(shapes: Shapes, settings: Settings) -> dict[str, Any]:
 
 def _openai_activation(settings: Settings) -> str:
     return "quick_gelu" if settings.get("quick_gelu", True) else "gelu"
+
+
+def _clip_image(stack: Any, patch: tuple[int, ...], places: tuple[int, ...], embed_dim: int) -> vit.ViTConfig:
+    side = patch[-1]
+    size = side * _grid(places[0] - 1)
+    return vit.ViTConfig(stack, side, size, embed_dim=embed_dim, pre_norm=True, patch_bias=False)
 
 
 def _clip_text(stack: Any, tokens: tuple[int, ...], places: tuple[int, ...], embed_dim: int) -> text.TextConfig:

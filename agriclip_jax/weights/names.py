@@ -104,12 +104,12 @@ def read(rows: Iterable[Row], arrays: Mapping[str, Callable[[], np.ndarray]]) ->
         if row.optional and not _present(row, arrays):
             continue
         layers = [
-            HOW[row.how].read([arrays[name]().astype(np.float32) for name in names])
+            HOW[row.how].read([np.asarray(arrays[name](), np.float32) for name in names])
             for names in _layers(row, _depth(row, arrays))
         ]
         for i, path in enumerate(row.ours):
             found = np.stack([layer[i] for layer in layers]) if _stacked(row) else layers[0][i]
-            yield path, np.ascontiguousarray(found)
+            yield path, np.asarray(found, order="C")
 
 
 def write(rows: Iterable[Row], params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
@@ -126,7 +126,7 @@ def write(rows: Iterable[Row], params: Mapping[str, np.ndarray]) -> Iterator[tup
         layers = zip(*ours, strict=True) if _stacked(row) else [ours]
         for names, layer in zip(_layers(row, len(ours[0]) if _stacked(row) else 1), layers, strict=True):
             for name, array in zip(names, HOW[row.how].write(layer, len(names)), strict=True):
-                yield name, np.ascontiguousarray(array)
+                yield name, np.asarray(array, order="C")
 
 
 def check(rows: Iterable[Row], names: Collection[str], ignored: str, where: str) -> None:
