@@ -1,6 +1,7 @@
 """What a configuration may say: checked once at start, against what exists, before anything compiles."""
 
 import ast
+import functools
 import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from agriclip_jax.data.records import CAPTION_KINDS
 from agriclip_jax.errors import UserError, near_misses
+from agriclip_jax.files import read_record
 from agriclip_jax.rules import flatten
 
 NUMBER = (int, float)
@@ -36,7 +38,9 @@ _TOWER = {
     "width": int,
     "depth": int,
     "heads": int,
+    "mlp": int,
     "activation": str,
+    "norm_eps": NUMBER,
     "layer_scale": NUMBER,
     "drop_path": NUMBER,
     "unroll": int,
@@ -55,10 +59,28 @@ SCHEMA: dict[str, Any] = {
     "data": {"path": str, "caption_kinds": (tuple, list), "threads": int, "workers": int},
     "objectives": FREE,
     "views": {"global": _VIEW, "local": _VIEW},
-    "image": _TOWER | {"patch": int, "registers": int, "token_keep": NUMBER, "pre_norm": bool},
-    "text": _TOWER | {"context_length": int, "tokenizer": str, "vocab_size": int, "causal": bool},
+    "init": {"model": str, "image": str, "text": str},
+    "image": _TOWER
+    | {
+        "layers": (tuple, list),
+        "stem": str,
+        "patch": int,
+        "registers": int,
+        "token_keep": NUMBER,
+        "pre_norm": bool,
+        "patch_bias": bool,
+        "rotary_base": NUMBER,
+        "antialias": bool,
+        "projection": bool,
+        "projection_bias": bool,
+        "mean": (tuple, list),
+        "std": (tuple, list),
+    },
+    "text": _TOWER
+    | {"context_length": int, "tokenizer": str, "vocab_size": int, "causal": bool, "projection_bias": bool},
     "embed_dim": int,
     "temperature": NUMBER,
+    "logit_bias": bool,
     "dtype": str,
     "remat": str,
     "distill": {
@@ -84,6 +106,28 @@ SCHEMA: dict[str, Any] = {
         "lr_rules": (tuple, list),
         "weight_decay_rules": (tuple, list),
     },
+}
+
+# What a recipe may leave out: it is for weights of others, which set most of it. 0 and () keep the size's own.
+UNSAID: dict[str, Any] = {
+    "init/model": "",  # a file, a folder or hf:owner/name that both towers start from
+    "init/image": "",  # likewise one tower
+    "init/text": "",
+    "image/mlp": 0,
+    "image/norm_eps": 1e-6,
+    "image/layers": (),  # blocks of each stage; given, the tower is a ResNet
+    "image/stem": "clip",
+    "image/patch_bias": True,
+    "image/rotary_base": 0.0,
+    "image/antialias": True,
+    "image/projection": True,  # False: features are embeddings, and embed_dim is their width
+    "image/projection_bias": False,
+    "image/mean": (),
+    "image/std": (),
+    "text/mlp": 0,
+    "text/norm_eps": 1e-6,
+    "text/projection_bias": False,
+    "logit_bias": False,
 }
 
 # Where and how a run goes, not what it computes: free to differ when a run is continued.
@@ -117,8 +161,10 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda v: v >= 0,
         "seed eval_every checkpoint/every data/threads data/workers views/global/size views/local/count "
         "views/local/size image/width image/depth image/heads image/registers image/layer_scale image/unroll "
-        "text/width text/depth text/heads text/layer_scale text/unroll optimizer/learning_rate optimizer/weight_decay "
-        "optimizer/eps optimizer/clip_norm views/global/jitter views/local/jitter",
+        "image/mlp image/rotary_base "
+        "text/mlp text/width text/depth text/heads text/layer_scale text/unroll "
+        "optimizer/learning_rate optimizer/weight_decay optimizer/eps optimizer/clip_norm "
+        "views/global/jitter views/local/jitter",
     ),
     ("at most 2,147,483,647", lambda v: v < 1 << 31, "total_steps batch_size image_size eval_every checkpoint/every"),
     ("at most 4,294,967,295", lambda v: v < 1 << 32, "seed"),
@@ -136,11 +182,15 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "views/global/blur views/global/solarise views/local/flip views/local/jitter_prob views/local/grayscale "
         "views/local/blur views/local/solarise",
     ),
-    ("above 0 and at most 1", lambda v: 0 < v <= 1, "image/token_keep views/global/scale views/local/scale"),
+    (
+        "above 0 and at most 1",
+        lambda v: 0 < v <= 1,
+        "image/norm_eps image/std image/token_keep text/norm_eps views/global/scale views/local/scale",
+    ),
     (
         "above 0",
         lambda v: v > 0,
-        "temperature distill/student_temperature distill/teacher_temperature "
+        "image/layers temperature distill/student_temperature distill/teacher_temperature "
         "views/global/ratio views/global/sigma views/local/ratio views/local/sigma",
     ),
 )
@@ -188,10 +238,54 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
         raise UserError(f"--config: {path} could not be read: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config: get_config of {path} must return an ml_collections.ConfigDict")
+    complete(config)
     for key, text in (overrides or {}).items():
         _override(config, key, text)
     check(config)
+    if not any(config.init.values()):  # else the size of a patch is yet to be read
+        check_views(config)
     return config
+
+
+def read(workdir: Path) -> ConfigDict:
+    """The configuration that a run keeps, complete.
+
+    Raises:
+      UserError: its config.json is missing or damaged.
+    """
+    config = ConfigDict(read_record(workdir / "config.json", "image", "text", "checkpoint"))
+    complete(config)
+    return config
+
+
+def complete(config: ConfigDict) -> None:
+    """Adds the keys of `UNSAID` that a recipe, or the record of a run from before they existed, leaves out."""
+    with config.unlocked():
+        for path, value in UNSAID.items():
+            group, _, name = path.rpartition("/")
+            if group and group not in config:
+                config[group] = ConfigDict(type_safe=False)
+            node = config[group] if group else config
+            if isinstance(node, ConfigDict) and name not in node:  # what else it may be, `check` tells
+                node[name] = value
+
+
+def get(config: ConfigDict, key: str) -> Any:
+    """The value of a dotted key."""
+    return functools.reduce(lambda node, name: node[name], key.split("."), config)
+
+
+def assign(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a dotted key, whatever the type it had."""
+    group, _, name = key.rpartition(".")
+    node = get(config, group) if group else config
+    with node.unlocked(), node.ignore_type():
+        node[name] = value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal but for lists in place of tuples, as JSON has them."""
+    return _plain(one) == _plain(other)
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
@@ -212,8 +306,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
             raise UserError(f"--config.{key}: {text!r} is not a {type(old).__name__}") from None
         if isinstance(old, float) and type(value) is int:
             value = float(value)
-    with node.unlocked(), node.ignore_type():
-        node[leaf] = value
+    assign(config, key, value)
 
 
 def _dotted(config: ConfigDict) -> list[str]:
@@ -238,14 +331,6 @@ def check(config: ConfigDict) -> None:
     for path in ("optimizer/muon", "optimizer/freeze"):
         if wrong := [part for part in flat[path] if not isinstance(part, str)]:
             raise UserError(f"config.{path.replace('/', '.')}: {wrong[0]!r} is not a pattern on parameter paths")
-    for view in ("global", "local"):
-        key = f"views.{view}.size" if flat[f"views/{view}/size"] else "image_size"
-        size = flat[f"views/{view}/size"] or flat["image_size"]
-        if flat[f"views/{view}/count"] and size % flat["image/patch"]:
-            raise UserError(
-                f"config.{key}: {size} is not a multiple of config.image.patch {flat['image/patch']}; "
-                f"use {max(size // flat['image/patch'], 1) * flat['image/patch']}, or another patch"
-            )
     if flat.get("objectives/distill") and flat["views/global/count"] + flat["views/local/count"] < 2:
         raise UserError("config.objectives.distill compares views: give config.views.global.count 2, or local views")
     for kind in flat["data/caption_kinds"] or ("",):
@@ -253,13 +338,27 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.data.caption_kinds: unknown {kind!r}{near_misses(str(kind), CAPTION_KINDS)}")
     if flat["dtype"] not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype: unknown {flat['dtype']!r}; known: bfloat16, float32")
-    if flat["text/tokenizer"] and not Path(flat["text/tokenizer"]).is_file():
+    if flat["text/tokenizer"] and not Path(flat["text/tokenizer"]).exists():
         raise UserError(f"config.text.tokenizer: there is no file {flat['text/tokenizer']}")
     if flat["data/path"] and not Path(flat["data/path"]).is_dir():
         raise UserError(
             f"config.data.path: there is no folder {flat['data/path']}; make one with tools/build_alive.py, "
             "or leave it empty for the embedded corpus"
         )
+
+
+def check_views(config: ConfigDict) -> None:
+    """Raises `UserError` for an image or view that the image tower cannot cut into patches."""
+    side, what = (32, "a ResNet's") if config.image.layers else (config.image.patch, "config.image.patch")
+    for view in ("global", "local"):
+        options = config.views[view]
+        key = f"views.{view}.size" if options.size else "image_size"
+        size = options.size or config.image_size
+        if options.count and size % side:
+            raise UserError(
+                f"config.{key}: {size} is not a multiple of {what} {side}; "
+                f"use {max(size // side, 1) * side}, or another patch"
+            )
 
 
 def _check_keys(values: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> None:
@@ -286,7 +385,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{path.replace('/', '.')} was {a.get(path)!r}, is now {b.get(path)!r}"
         for path in sorted(a.keys() | b.keys())
-        if path not in WHERE and _plain(a.get(path)) != _plain(b.get(path))
+        if path not in WHERE and not same(a.get(path), b.get(path))
     ]
 
 

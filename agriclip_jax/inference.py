@@ -15,13 +15,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from agriclip_jax import config as configs
 from agriclip_jax import mesh as meshes
 from agriclip_jax import recipe
 from agriclip_jax.checkpoint import Checkpoints
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError
-from agriclip_jax.files import read_record
 from agriclip_jax.version import code_version
 
 TEXT_BATCH = 256
@@ -180,7 +180,7 @@ def load(workdir: str | Path, *, step: int | str | None = None, use: str = "stud
         raise UserError(
             f"{workdir} is not the workdir of a run: it holds no config.json; train one with agriclip_jax.main"
         )
-    config = ConfigDict(read_record(workdir / "config.json", "image", "text", "checkpoint"))
+    config = configs.read(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer.json")
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet; train longer, or set config.checkpoint.every")

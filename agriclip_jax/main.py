@@ -13,7 +13,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from agriclip_jax.data.tokenizers import Tokenizer
     from agriclip_jax.evaluate.tasks import Task
     from agriclip_jax.inference import Model
+    from agriclip_jax.initial import Source
 
 # What says which run a workdir holds, in the order in which it is written: the last one makes it a run.
 IDENTITY = ("tokenizer.json", "config.json", "environment.json", "classes.json", "data.json")
@@ -71,11 +72,12 @@ def _run(argv: Sequence[str], held: contextlib.ExitStack) -> int:
     options, rest = parse(argv)
     from agriclip_jax import config as configs
 
-    config = configs.load(options.config, configs.overrides(rest))
+    given = configs.overrides(rest)
+    config = configs.load(options.config, given)
     start_jax(options)
     import jax
 
-    from agriclip_jax import inference, mesh, recipe
+    from agriclip_jax import inference, initial, mesh, recipe
     from agriclip_jax.checkpoint import Checkpoints, abstract_state
     from agriclip_jax.data import corpus
     from agriclip_jax.data.records import Alive
@@ -91,10 +93,17 @@ def _run(argv: Sequence[str], held: contextlib.ExitStack) -> int:
     if not config.data.path:
         say("data: the embedded corpus (drawn by the project; config.data.path names another ALive folder)", flush=True)
     alive = Alive.open(config.data.path or corpus.ensure())
+    sources = {}
+    if is_run(workdir):
+        initial.recall(config, configs.read(workdir), given)
+    else:
+        sources = initial.sources(config)
+        for note in initial.adopt(config, sources, given) if sources else ():
+            say(note)
     if is_finished(workdir, config, alive, extend=options.extend, say=say):
         return 0
     command = shlex.join([sys.executable, "-m", "agriclip_jax.main", *(a for a in argv if a != "--extend")])
-    tokenizer = run_tokenizer(workdir, config, alive, say)
+    tokenizer = run_tokenizer(workdir, config, sources, alive, say)
     towers = recipe.towers(config, tokenizer)
     learner, init = recipe.learner(config, towers)
     key = jax.random.key(config.seed)
@@ -109,7 +118,8 @@ def _run(argv: Sequence[str], held: contextlib.ExitStack) -> int:
     checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
     newest = checkpoints.latest()
     if newest is None:
-        state = jax.jit(init, out_shardings=shardings)(key)
+        imported = initial.parameters(config, sources or initial.sources(config), shapes.params, shardings.params)
+        state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, imported)
         say(f"new run in {workdir}: {describe(shapes.params, devices)}", flush=True)
         if first:
             write_overview(workdir, state.params)
@@ -231,7 +241,7 @@ def is_finished(workdir: Path, config: "ConfigDict", alive: "Alive", *, extend: 
     Raises:
       UserError: when it is another run: the keys that differ are named.
     """
-    from agriclip_jax.config import differences
+    from agriclip_jax.config import differences, read
 
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; give another --workdir")
@@ -239,9 +249,9 @@ def is_finished(workdir: Path, config: "ConfigDict", alive: "Alive", *, extend: 
         if workdir.is_dir() and any(p.name.removesuffix(".partial") not in IDENTITY for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and is no run; give another --workdir")
         return False
-    old, data = read_record(workdir / "config.json", "total_steps"), read_record(workdir / "data.json", "fingerprint")
-    before, now = old["total_steps"], config.total_steps
-    differing = differences(old | {"total_steps": now}, config.to_dict())
+    old, data = read(workdir), read_record(workdir / "data.json", "fingerprint")
+    before, now = old.total_steps, config.total_steps
+    differing = differences(old.to_dict() | {"total_steps": now}, config.to_dict())
     if data["fingerprint"] != alive.fingerprint:
         differing.append("the content of data.path")
     if differing:
@@ -298,16 +308,20 @@ def prepare_workdir(workdir: Path, config: "ConfigDict", alive: "Alive", tokeniz
         raise UserError(f"cannot write to {workdir} ({error.strerror}); give another --workdir") from None
 
 
-def run_tokenizer(workdir: Path, config: "ConfigDict", alive: "Alive", say: Any) -> "Tokenizer":
-    """The tokenizer stored beside the run's checkpoints; at first the file it names, or a BPE of its captions."""
+def run_tokenizer(
+    workdir: Path, config: "ConfigDict", sources: Mapping[str, "Source"], alive: "Alive", say: Any
+) -> "Tokenizer":
+    """The tokenizer that the run keeps; at first the file it names, its source's, or a BPE of its captions."""
+    from agriclip_jax import initial
     from agriclip_jax.data import pipeline, tokenizers
 
-    file = workdir / "tokenizer.json" if is_run(workdir) else Path(config.text.tokenizer)
     if is_run(workdir):
-        return tokenizers.Tokenizer.load(file)
+        return tokenizers.Tokenizer.load(workdir / "tokenizer.json")
     captions, length = pipeline.captions(alive, "train", config.data.caption_kinds), config.text.context_length
-    if config.text.tokenizer:
-        tokenizer = tokenizers.Tokenizer.load(file)
+    if "text" in sources:
+        tokenizer = initial.tokenizer(sources["text"], config.text.tokenizer)
+    elif config.text.tokenizer:
+        tokenizer = tokenizers.Tokenizer.load(config.text.tokenizer)
     else:
         tokenizer = tokenizers.train(captions, config.text.vocab_size)
     if cut := tokenizer.truncated(captions, length):

@@ -17,7 +17,10 @@ from agriclip_jax.rules import Rule
 from agriclip_jax.schedules import Schedule, schedule, warmup_cosine
 
 # Gains, biases and the temperature are not pulled to zero.
-WEIGHT_DECAY = (Rule(r"(.*/)?(bias|scale|scale1|scale2|logit_scale)", 0.0, optional=True),)
+WEIGHT_DECAY = (Rule(r"(.*/)?(bias|scale|scale1|scale2|logit_scale|logit_bias)", 0.0, optional=True),)
+
+# The statistics of batch norms are no weights, whatever a recipe's rules say.
+STATISTICS = (Rule(r".*/norm/(mean|var)", None, optional=True),)
 
 # Root mean square of Muon's updates: that of AdamW's, so that both take one learning rate (arXiv 2502.16982, eq. 4).
 MUON_RMS = 0.2
@@ -79,7 +82,7 @@ def build(config: ConfigDict, shapes: dict[str, Any]) -> Optimizer:
     """
     options, total = config.optimizer, config.total_steps
     paths = rules.flatten(shapes)
-    frozen = [Rule(pattern, None) for pattern in options.freeze]
+    frozen = [*STATISTICS, *(Rule(pattern, None) for pattern in options.freeze)]
     lr_table = frozen + _rules(options.lr_rules, "config.optimizer.lr_rules")
     effects = rules.match(lr_table, paths, 1.0, "config.optimizer.freeze/lr_rules")
     multipliers = {

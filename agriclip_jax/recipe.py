@@ -1,63 +1,122 @@
 """From a configuration to the things it names: towers, objectives, optimiser, views."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from agriclip_jax import encoders, objectives, optim
+from agriclip_jax import encoders, objectives, optim, rules
 from agriclip_jax.data import pipeline
 from agriclip_jax.data.parallel import cores
 from agriclip_jax.data.pipeline import TrainBatches
 from agriclip_jax.data.records import Alive
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import ViewSpec
-from agriclip_jax.encoders import Network, text, vit
+from agriclip_jax.encoders import Network, resnet, text, vit
 from agriclip_jax.schedules import schedule
 from agriclip_jax.state import Learner, State, batch_fields, init_params
 
 
 def towers(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Network]:
-    """The image and the text tower; `width`, `depth` and `heads` left at 0 keep the size's own value.
+    """The image and the text tower; numbers left at 0 keep the size's own value.
 
     Raises:
       UserError: for names and sizes that do not exist or do not fit together.
     """
-
-    def blocks(options: ConfigDict) -> encoders.layers.BlockConfig:
-        sizes = {name: options[name] for name in ("width", "depth", "heads") if options[name]}
-        return encoders.block_config(
-            options.size,
-            activation=options.activation,
-            layer_scale=options.layer_scale,
-            drop_path=options.drop_path,
-            unroll=options.unroll,
-            dtype=config.dtype,
-            remat=config.remat,
-            **sizes,
-        )
-
-    image = vit.ViTConfig(
-        blocks(config.image),
-        patch=config.image.patch,
-        image_size=config.image_size,
-        embed_dim=config.embed_dim,
-        pool=config.image.pool,
-        registers=config.image.registers,
-        token_keep=config.image.token_keep,
-        pre_norm=config.image.pre_norm,
-    )
+    image = _resnet(config) if config.image.layers else _vit(config)
+    # A tower that was trained elsewhere may have rows to spare; a fresh one has a row for each id.
+    rows = config.text.vocab_size if config.init.model or config.init.text else tokenizer.vocab_size
     words = text.TextConfig(
-        blocks(config.text),
-        vocab_size=tokenizer.vocab_size,
+        _blocks(config, config.text),
+        vocab_size=rows,
         context_length=config.text.context_length,
         end_id=tokenizer.end_id,
-        embed_dim=config.embed_dim,
+        embed_dim=image.embed_dim or image.features,
         causal=config.text.causal,
         pool=config.text.pool,
+        projection_bias=config.text.projection_bias,
     )
-    return {"image": encoders.image_tower(image), "text": encoders.text_tower(words)}
+    build = encoders.resnet_tower if config.image.layers else encoders.image_tower
+    return {"image": build(image), "text": encoders.text_tower(words)}
+
+
+def _vit(config: ConfigDict) -> vit.ViTConfig:
+    options = config.image
+    return vit.ViTConfig(
+        _blocks(config, options),
+        patch=options.patch,
+        image_size=config.image_size,
+        embed_dim=config.embed_dim if options.projection else 0,
+        projection_bias=options.projection_bias,
+        pool=options.pool,
+        registers=options.registers,
+        token_keep=options.token_keep,
+        pre_norm=options.pre_norm,
+        patch_bias=options.patch_bias,
+        rotary_base=options.rotary_base,
+        antialias=options.antialias,
+        **_colours(options),
+    )
+
+
+def _resnet(config: ConfigDict) -> resnet.ResNetConfig:
+    options = config.image
+    return resnet.ResNetConfig(
+        tuple(options.layers),
+        width=options.width,
+        heads=options.heads,
+        image_size=config.image_size,
+        embed_dim=config.embed_dim if options.projection else 0,
+        projection_bias=options.projection_bias,
+        stem=options.stem,
+        pool=options.pool,
+        dtype=config.dtype,
+        unroll=options.unroll,
+        **_colours(options),
+    )
+
+
+def _blocks(config: ConfigDict, options: ConfigDict) -> encoders.layers.BlockConfig:
+    sizes = {name: options[name] for name in ("width", "depth", "heads", "mlp") if options[name]}
+    return encoders.block_config(
+        options.size,
+        activation=options.activation,
+        norm_eps=options.norm_eps,
+        layer_scale=options.layer_scale,
+        drop_path=options.drop_path,
+        unroll=options.unroll,
+        dtype=config.dtype,
+        remat=config.remat,
+        **sizes,
+    )
+
+
+def _colours(options: ConfigDict) -> dict[str, Any]:
+    return {name: tuple(options[name]) for name in ("mean", "std") if options[name]}
+
+
+def options_of(tower: vit.ViTConfig | resnet.ResNetConfig | text.TextConfig) -> dict[str, Any]:
+    """What makes `towers` build a tower like this one: keys and values of `config.image` or `config.text`.
+
+    How it is trained (its resolution, stochastic depth, remat) is the recipe's own.
+    """
+    options = {"pool": tower.pool, "projection_bias": tower.projection_bias}
+    if not isinstance(tower, resnet.ResNetConfig):
+        blocks = tower.blocks
+        names = ("width", "depth", "heads", "mlp", "activation", "norm_eps", "layer_scale")
+        sizes = (size for size, numbers in vit.SIZES.items() if numbers == dataclasses.astuple(blocks)[:4])
+        options |= {name: getattr(blocks, name) for name in names} | {"size": next(sizes, "")}
+    if isinstance(tower, text.TextConfig):
+        return options | {"vocab_size": tower.vocab_size, "causal": tower.causal}
+    options |= {"projection": bool(tower.embed_dim), "mean": tower.mean, "std": tower.std}
+    if isinstance(tower, resnet.ResNetConfig):
+        names = ("layers", "width", "heads", "stem")
+        return options | {name: getattr(tower, name) for name in names} | {"patch": resnet.STRIDE}
+    names = ("patch", "registers", "pre_norm", "patch_bias", "rotary_base", "antialias")
+    return options | {name: getattr(tower, name) for name in names} | {"layers": ()}
 
 
 def views(config: ConfigDict) -> dict[str, ViewSpec]:
@@ -88,8 +147,11 @@ def batches(config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Lea
     )
 
 
-def learner(config: ConfigDict, towers: Mapping[str, Network]) -> tuple[Learner, Callable[[jax.Array], State]]:
-    """What is optimised, and the function of a PRNG key that makes its state at step 0.
+def learner(config: ConfigDict, towers: Mapping[str, Network]) -> tuple[Learner, Callable[..., State]]:
+    """What is optimised, and the function that makes its state at step 0.
+
+    That function takes a PRNG key and, where weights of others are to take the place of fresh ones, a dictionary of
+    them by path, such as "image/patch/kernel".
 
     Raises:
       UserError: for an unknown objective, a bad schedule or a rule that matches nothing.
@@ -97,7 +159,8 @@ def learner(config: ConfigDict, towers: Mapping[str, Network]) -> tuple[Learner,
     chosen = objectives.build(config, towers)
 
     def fresh(key: jax.Array) -> dict[str, Any]:
-        return init_params(towers, chosen, encoders.logit_scale(config.temperature), key)
+        params = init_params(towers, chosen, encoders.logit_scale(config.temperature), key)
+        return params | ({"logit_bias": jnp.float32(0)} if config.logit_bias else {})
 
     total = config.total_steps
     result = Learner(
@@ -108,8 +171,9 @@ def learner(config: ConfigDict, towers: Mapping[str, Network]) -> tuple[Learner,
         momentum=schedule(config.distill.momentum, total, "config.distill.momentum"),
     )
 
-    def init(key: jax.Array) -> State:
+    def init(key: jax.Array, given: Mapping[str, jax.Array] | None = None) -> State:
         params_key, run_key = jax.random.split(key)
-        return result.init(fresh(params_key), run_key)
+        params = fresh(params_key)
+        return result.init(rules.unflatten(rules.flatten(params) | (given or {})) if given else params, run_key)
 
     return result, init

@@ -47,15 +47,19 @@ class Network:
 def block_config(size: str, **overrides: Any) -> layers.BlockConfig:
     """The stack of a named size (a key of `vit.SIZES`), with fields of `BlockConfig` replaced.
 
+    Args:
+      size: empty where `width`, `depth`, `heads` and `mlp` are all given.
+      overrides: fields of `BlockConfig`; a width without an mlp makes that four times as wide.
+
     Raises:
       UserError: for an unknown size, activation or remat policy, or heads that do not divide the width.
     """
-    if size not in vit.SIZES:
-        raise UserError(f"unknown tower size {size!r}{near_misses(size, vit.SIZES)}")
-    width, depth, heads, mlp = vit.SIZES[size]
     if "width" in overrides and "mlp" not in overrides:
         overrides["mlp"] = 4 * overrides["width"]
-    config = dataclasses.replace(layers.BlockConfig(width, depth, heads, mlp), **overrides)
+    given = {"width", "depth", "heads", "mlp"} <= overrides.keys()
+    if size not in vit.SIZES and (size or not given):
+        raise UserError(f"unknown tower size {size!r}{near_misses(size, vit.SIZES)}")
+    config = dataclasses.replace(layers.BlockConfig(*vit.SIZES.get(size, (0, 0, 0, 0))), **overrides)
     for value, known in ((config.activation, layers.ACTIVATIONS), (config.remat, layers.REMAT_POLICIES)):
         if value not in known:
             raise UserError(f"unknown name {value!r} in a tower's blocks{near_misses(value, known)}")

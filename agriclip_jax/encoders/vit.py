@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from agriclip_jax.encoders import layers
@@ -53,6 +54,7 @@ class ViTConfig:
       patch_bias: bias of the patch embedding (CLIP has none).
       rotary_base: base of the wavelengths of rotary position embeddings (DINOv3: 100), which then stand in for the
         learned ones; 0 leaves them out.
+      antialias: how learned positions are interpolated to another grid; see `interpolate_positions`.
       mean, std: of each colour channel, in [0, 1], taken off before the first layer.
     """
 
@@ -67,6 +69,7 @@ class ViTConfig:
     pre_norm: bool = False
     patch_bias: bool = True
     rotary_base: float = 0.0
+    antialias: bool = True
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -74,6 +77,11 @@ class ViTConfig:
     def grid(self) -> int:
         """Patches along one side at `image_size`."""
         return self.image_size // self.patch
+
+    @property
+    def features(self) -> int:
+        """Width of the pooled features."""
+        return self.blocks.width
 
 
 class ViT(nnx.Module):
@@ -196,7 +204,8 @@ class ViT(nnx.Module):
         if rotary:
             angles = axial_angles(rows, columns, config.blocks.width // config.blocks.heads, rotary)
         else:
-            x = x + interpolate_positions(self.positions[...], config.grid, rows, columns).astype(x.dtype)
+            positions = interpolate_positions(self.positions[...], config.grid, rows, columns, config.antialias)
+            x = x + positions.astype(x.dtype)
         if key is not None and config.token_keep < 1.0:
             kept = max(1, round(rows * columns * config.token_keep))
             order = jax.random.uniform(key, x.shape[:2])
@@ -259,18 +268,36 @@ def axial_angles(rows: int, columns: int, head_width: int, base: float) -> jax.A
     return (places[..., None] * frequencies).reshape(rows * columns, -1)
 
 
-def interpolate_positions(positions: jax.Array, grid: int, rows: int, columns: int) -> jax.Array:
+def interpolate_positions(
+    positions: jax.Array, grid: int, rows: int, columns: int, antialias: bool = True
+) -> jax.Array:
     """Position embeddings of another grid, so that global and local views share one tower.
 
     Args:
       positions: float32 [grid * grid, width], row-major.
       grid: side of the stored grid.
       rows, columns: of the wanted grid.
+      antialias: True: bicubic (a = -0.5) with antialiasing, as timm and open_clip do; False: torch's plain bicubic
+        (a = -0.75), as transformers does.
 
     Returns:
-      float32 [rows * columns, width]: unchanged when the grids agree, else bicubic with antialiasing, as timm does.
+      float32 [rows * columns, width]: unchanged when the grids agree.
     """
     if (rows, columns) == (grid, grid):
         return positions
     square = positions.reshape(grid, grid, -1)
-    return jax.image.resize(square, (rows, columns, square.shape[-1]), "cubic").reshape(rows * columns, -1)
+    if antialias:
+        return jax.image.resize(square, (rows, columns, square.shape[-1]), "cubic").reshape(rows * columns, -1)
+    down, across = plain_bicubic(grid, rows), plain_bicubic(grid, columns)
+    return jnp.einsum("rg,gkw,ck->rcw", down, square, across, precision="highest").reshape(rows * columns, -1)
+
+
+def plain_bicubic(old: int, new: int) -> np.ndarray:
+    """Weights float32 [new, old] of cubic convolution with a = -0.75 (R. Keys 1981), edges repeated."""
+    places = (np.arange(new) + 0.5) * old / new - 0.5
+    taps = np.floor(places).astype(int)[:, None] + np.arange(-1, 3)
+    x, a = np.abs(places[:, None] - taps), -0.75
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+    weights = np.zeros((new, old), np.float32)
+    np.add.at(weights, (np.arange(new)[:, None], taps.clip(0, old - 1)), np.where(x <= 1, near, far))
+    return weights

@@ -56,7 +56,7 @@ class Distill:
 def build(config: ConfigDict, towers: Mapping[str, Network]) -> Distill:
     """The objective of `config.distill`, for towers of any width; without local views it compares the global ones."""
     options = config.distill
-    width = towers["image"].config.blocks.width
+    width = towers["image"].config.features
     head = Network(
         lambda rngs: DinoHead(
             width, hidden=options.hidden, bottleneck=options.bottleneck, prototypes=options.prototypes, rngs=rngs

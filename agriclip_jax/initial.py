@@ -1,0 +1,252 @@
+"""What a run starts from instead of fresh weights: towers of others, adopted into its configuration and its state."""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from agriclip_jax import config as configs
+from agriclip_jax import inference, recipe, rules
+from agriclip_jax.data.tokenizers import Tokenizer
+from agriclip_jax.encoders import vit
+from agriclip_jax.errors import UserError
+from agriclip_jax.weights import hub, importing
+from agriclip_jax.weights.families import Tower
+
+TOWERS = ("image", "text")
+
+RECIPES_OWN = ("drop_path", "token_keep", "unroll", "tokenizer")  # of a tower's keys; the others its source decides
+
+
+class Source(Protocol):
+    """A trained model whose towers may be taken, such as `importing.Foreign`.
+
+    Attributes:
+      path: where it lies.
+      family: what kind of model it is.
+      towers: "image" and "text", where it has them.
+    """
+
+    path: Path
+    family: str
+    towers: Mapping[str, Tower]
+
+    def leaves(self, tower: str) -> Iterator[tuple[str, np.ndarray]]:
+        """Paths and float32 arrays of a tower's parameters, one after the other."""
+
+    def scale(self) -> Mapping[str, np.ndarray]:
+        """`logit_scale`, and `logit_bias` where it has one; float32 []."""
+
+
+class Run:
+    """A run of ours as a source: the student of its newest checkpoint."""
+
+    family = "a run of agriclip_jax"
+
+    def __init__(self, path: Path):
+        """Raises `UserError` when it holds no checkpoint."""
+        self.path = path
+        self._model = inference.load(path)
+        self.towers = {tower: self._model.towers[tower].config for tower in TOWERS}
+
+    def leaves(self, tower: str) -> Iterator[tuple[str, np.ndarray]]:
+        for path, array in rules.flatten(self._model.params[tower]).items():
+            yield path, np.asarray(array)
+
+    def scale(self) -> Mapping[str, np.ndarray]:
+        params = self._model.params
+        return {name: np.asarray(params[name]) for name in ("logit_scale", "logit_bias") if name in params}
+
+
+def sources(config: ConfigDict) -> dict[str, Source]:
+    """Where the towers that `config.init` names come from, by tower; of foreign arrays nothing is read yet.
+
+    Raises:
+      UserError: a file cannot be read, or has not the tower that is asked of it.
+    """
+    specs = {tower: config.init[tower] or config.init.model for tower in TOWERS}
+    opened = {spec: _open(spec) for spec in dict.fromkeys(filter(None, specs.values()))}
+    for tower, spec in specs.items():
+        if spec and tower not in opened[spec].towers:
+            had = next(iter(opened[spec].towers))
+            raise UserError(
+                f"config.init: {spec} ({opened[spec].family}) has no {tower} tower; give it as config.init.{had}"
+            )
+    return {tower: opened[spec] for tower, spec in specs.items() if spec}
+
+
+def _open(spec: str) -> Source:
+    path = hub.local(spec)
+    return Run(path) if (path / "checkpoints").is_dir() else importing.open_model(path)
+
+
+def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[str] = ()) -> list[str]:
+    """Sets the keys of a configuration that its sources decide: what their towers are, and the space they share.
+
+    The space is that of the text tower's head, else of the image tower's, else the recipe's; a head of another width
+    is made anew. With `config.image.projection` off it is that of the image features (LiT, arXiv 2111.07991).
+
+    Args:
+      config: changed in place.
+      found: what `sources` gave.
+      explicit: dotted keys that the user set by hand.
+
+    Returns:
+      what a user should know, line by line.
+
+    Raises:
+      UserError: a key set by hand contradicts a file, or the recipe's images do not suit the patches.
+    """
+    image, text = (found[tower].towers[tower] if tower in found else None for tower in TOWERS)
+    both = _of_both(found)
+    embed_dim, projected = config.embed_dim, config.image.projection
+    if projected:
+        embed_dim = next((tower.embed_dim for tower in (text, image) if tower and tower.embed_dim), embed_dim)
+        projected = not (both and not image.embed_dim)  # SigLIP's features are its embeddings
+    elif image:
+        embed_dim = image.features
+    decided: dict[str, Any] = {"embed_dim": embed_dim, "logit_bias": bool(both and "logit_bias" in both.scale())}
+    for tower, source in found.items():
+        options = recipe.options_of(source.towers[tower])
+        if source.towers[tower].embed_dim != embed_dim:
+            options["projection_bias"] = config[tower].projection_bias
+        decided |= {f"{tower}.{name}": value for name, value in options.items()}
+    if image:
+        decided["image.projection"] = projected
+    if text:
+        short = config.text.context_length if text.pool != "last" else math.inf
+        decided["text.context_length"] = min(text.context_length, short)
+    for key, value in decided.items():
+        if key in explicit and not configs.same(configs.get(config, key), value):
+            raise UserError(f"config.{key}={configs.get(config, key)} contradicts config.init, which has {value}")
+        configs.assign(config, key, value)
+    configs.check(config)
+    configs.check_views(config)
+    return [
+        *(f"{tower} tower: {source.path} ({source.family})" for tower, source in found.items()),
+        *_changes(config, image, text),
+    ]
+
+
+def _changes(config: ConfigDict, image: Tower | None, text: Tower | None) -> Iterator[str]:
+    if image and image.image_size != config.image_size and not getattr(image, "rotary_base", 0):
+        side = image.image_size // image.grid
+        yield (
+            f"image positions: interpolated from {image.grid} x {image.grid} ({image.image_size} pixels) to "
+            f"{config.image_size // side} x {config.image_size // side} (config.image_size {config.image_size})"
+        )
+    if text and text.context_length != config.text.context_length:
+        yield f"text positions: the first {config.text.context_length} of {text.context_length}"
+
+
+def recall(config: ConfigDict, then: ConfigDict, explicit: Collection[str] = ()) -> None:
+    """Sets the keys that sources decide as they were when a run began, so that it needs the sources no more.
+
+    Args:
+      config: changed in place.
+      then: the configuration that the run keeps.
+      explicit: dotted keys that the user set by hand; they stay, for the difference to be seen.
+    """
+    towers = [tower for tower in TOWERS if then.init.model or then.init[tower]]
+    keys = [f"{tower}.{name}" for tower in towers for name in then[tower] if name not in RECIPES_OWN]
+    for key in ["embed_dim", "logit_bias", *keys] if towers else []:
+        if key not in explicit:
+            configs.assign(config, key, configs.get(then, key))
+
+
+def tokenizer(source: Source, path: str = "") -> Tokenizer:
+    """The tokenizer of a source of a text tower.
+
+    Args:
+      source: of the text tower.
+      path: the tokenizer's own, where the source comes without one.
+
+    Raises:
+      UserError: there is none (AGRICLIP_BPE may name CLIP's), or it is another tower's.
+    """
+    try:
+        found = Tokenizer.load(path or (source.path if source.path.is_dir() else ""))
+    except UserError as error:
+        if path:
+            raise
+        raise UserError(
+            f"{source.path} comes without its tokenizer ({error}); name it by config.text.tokenizer, or CLIP's own "
+            "(bpe_simple_vocab_16e6.txt.gz) by $AGRICLIP_BPE"
+        ) from error
+    tower = source.towers["text"]
+    if found.vocab_size > tower.vocab_size or found.end_id != tower.end_id:
+        raise UserError(
+            f"the tokenizer (of {found.vocab_size} ids, {found.end_id} ends a text) is not that of {source.path} "
+            f"({tower.vocab_size} ids, {tower.end_id}); name its own by config.text.tokenizer"
+        )
+    return found
+
+
+def parameters(
+    config: ConfigDict, found: Mapping[str, Source], shapes: Mapping[str, Any], shardings: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """The sources' parameters by path, each on its devices; the host holds one row of a name map at a time.
+
+    Args:
+      config: after `adopt`.
+      found: what `sources` gave.
+      shapes: of the whole tree of parameters.
+      shardings: likewise.
+
+    Returns:
+      those that take the place of fresh ones; a head of another width is left out.
+
+    Raises:
+      UserError: a file cannot be read, or lacks a parameter, or has one of another shape.
+    """
+    wanted, places = rules.flatten(shapes), rules.flatten(shardings)
+    given: dict[str, jax.Array] = {}
+
+    def place(path: str, array: np.ndarray) -> None:
+        given[path] = jax.make_array_from_callback(array.shape, places[path], lambda index: array[index])
+
+    for tower, source in found.items():
+        wrong = []
+        for name, array in source.leaves(tower):
+            path = f"{tower}/{name}"
+            shape = wanted[path].shape if path in wanted else None
+            array = _resampled(path, array, source.towers[tower], shape)
+            if array.shape == shape:
+                place(path, array)
+            elif not name.startswith("projection/"):
+                wrong.append(f"{path} {array.shape} there, {shape or 'absent'} here")
+        absent = [path for path in wanted if path.startswith(f"{tower}/") and path not in given]
+        wrong += [f"{path} absent there" for path in absent if "/projection/" not in path and not wrong]
+        if wrong:
+            raise UserError(f"{source.path}: {len(wrong)} parameters do not fit: {'; '.join(wrong[:3])}")
+    if both := _of_both(found):
+        for path, array in both.scale().items():
+            place(path, array)
+    return given
+
+
+def _of_both(found: Mapping[str, Source]) -> Source | None:
+    """The source of both towers, if they have one."""
+    image, text = (found.get(tower) for tower in TOWERS)
+    return image if image is text else None
+
+
+def _resampled(path: str, array: np.ndarray, tower: Tower, shape: tuple[int, ...] | None) -> np.ndarray:
+    """Positions of the length or grid that is wanted; other arrays as they are."""
+    if shape is None or array.shape == shape:
+        return array
+    if path == "text/positions":
+        return array[: shape[0]]
+    if path not in ("image/positions", "image/head/positions"):
+        return array
+    before = len(array) - tower.grid**2  # the mean cell of a ResNet's pool
+    side = math.isqrt(shape[0] - before)
+    grid = vit.interpolate_positions(
+        jnp.asarray(array[before:]), tower.grid, side, side, getattr(tower, "antialias", True)
+    )
+    return np.concatenate([array[:before], np.asarray(grid)])
