@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,35 @@ def check_file(path: Path | str) -> None:
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder; name a file")
     check_place(path)
+
+
+def check_new_folder(path: Path | str) -> None:
+    """Raises UserError when no new folder can be made at `path`, or it holds something already."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is there already, and not an empty folder; name another place")
+    check_place(path)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path | str) -> Iterator[Path]:
+    """A folder to fill; it gets its name when all went well, else nothing of it stays.
+
+    Raises:
+      UserError: as `check_new_folder`.
+    """
+    path = Path(os.path.abspath(path))
+    check_new_folder(path)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what was killed left it
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(path)
+    except OSError as error:
+        raise UserError(f"could not write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_whole(path: Path | str, content: str | bytes) -> None:

@@ -188,46 +188,52 @@ def tokenizer(source: Source, path: str = "") -> Tokenizer:
 
 
 def parameters(
-    config: ConfigDict, found: Mapping[str, Source], shapes: Mapping[str, Any], shardings: Mapping[str, Any]
+    found: Mapping[str, Source], shapes: Mapping[str, Any], shardings: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
     """The sources' parameters by path, each on its devices; the host holds one row of a name map at a time.
 
     Args:
-      config: after `adopt`.
       found: what `sources` gave.
-      shapes: of the whole tree of parameters.
+      shapes: of the tree of parameters of a recipe that `adopt`ed them.
       shardings: likewise.
 
     Returns:
       those that take the place of fresh ones; a head of another width is left out.
 
     Raises:
-      UserError: a file cannot be read, or lacks a parameter, or has one of another shape.
+      UserError: a file cannot be read, lacks a parameter, or has one of another shape.
     """
     wanted, places = rules.flatten(shapes), rules.flatten(shardings)
     given: dict[str, jax.Array] = {}
+    seen = {}
 
     def place(path: str, array: np.ndarray) -> None:
         given[path] = jax.make_array_from_callback(array.shape, places[path], lambda index: array[index])
 
     for tower, source in found.items():
-        wrong = []
         for name, array in source.leaves(tower):
             path = f"{tower}/{name}"
-            shape = wanted[path].shape if path in wanted else None
-            array = _resampled(path, array, source.towers[tower], shape)
-            if array.shape == shape:
-                place(path, array)
-            elif not name.startswith("projection/"):
-                wrong.append(f"{path} {array.shape} there, {shape or 'absent'} here")
-        absent = [path for path in wanted if path.startswith(f"{tower}/") and path not in given]
-        wrong += [f"{path} absent there" for path in absent if "/projection/" not in path and not wrong]
-        if wrong:
-            raise UserError(f"{source.path}: {len(wrong)} parameters do not fit: {'; '.join(wrong[:3])}")
+            seen[path] = array.shape
+            if path in wanted:
+                array = _resampled(path, array, source.towers[tower], wanted[path].shape)
+                if array.shape == wanted[path].shape:
+                    place(path, array)
+        unfit = [path for path in (*fresh(found, shapes, given), *(seen.keys() - wanted)) if path.startswith(tower)]
+        if unfit := [path for path in unfit if not path.startswith(f"{tower}/projection/")]:
+            path, here = unfit[0], wanted.get(unfit[0])
+            raise UserError(
+                f"{source.path}: {len(unfit)} parameters of its {tower} tower do not fit, first {path} "
+                f"({seen.get(path, 'absent')} there, {here.shape if here else 'absent'} here)"
+            )
     if both := _of_both(found):
         for path, array in both.scale().items():
             place(path, array)
     return given
+
+
+def fresh(found: Mapping[str, Source], shapes: Mapping[str, Any], given: Collection[str]) -> list[str]:
+    """Paths of the imported towers' parameters that no source gave: heads of another width."""
+    return [path for path in rules.flatten(shapes) if path.split("/")[0] in found and path not in given]
 
 
 def _of_both(found: Mapping[str, Source]) -> Source | None:
@@ -236,17 +242,14 @@ def _of_both(found: Mapping[str, Source]) -> Source | None:
     return image if image is text else None
 
 
-def _resampled(path: str, array: np.ndarray, tower: Tower, shape: tuple[int, ...] | None) -> np.ndarray:
+def _resampled(path: str, array: np.ndarray, tower: Tower, shape: tuple[int, ...]) -> np.ndarray:
     """Positions of the length or grid that is wanted; other arrays as they are."""
-    if shape is None or array.shape == shape:
-        return array
     if path == "text/positions":
         return array[: shape[0]]
-    if path not in ("image/positions", "image/head/positions"):
+    if array.shape == shape or path not in ("image/positions", "image/head/positions"):
         return array
-    before = len(array) - tower.grid**2  # the mean cell of a ResNet's pool
+    before = len(array) - tower.grid**2  # a ResNet's pool has a place for its mean cell
     side = math.isqrt(shape[0] - before)
-    grid = vit.interpolate_positions(
-        jnp.asarray(array[before:]), tower.grid, side, side, getattr(tower, "antialias", True)
-    )
-    return np.concatenate([array[:before], np.asarray(grid)])
+    antialias = getattr(tower, "antialias", True)
+    cells = vit.interpolate_positions(jnp.asarray(array[before:]), tower.grid, side, side, antialias)
+    return np.concatenate([array[:before], np.asarray(cells)])

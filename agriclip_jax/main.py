@@ -113,12 +113,15 @@ def _run(argv: Sequence[str], held: contextlib.ExitStack) -> int:
     together("everyone has read the workdir")
     if first:
         held.enter_context(claimed(workdir))
-        prepare_workdir(workdir, config, alive, tokenizer)
+        prepare_workdir(workdir, config, tokenizer, *what_was_seen(alive))
     together("the workdir is written")
     checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
     newest = checkpoints.latest()
     if newest is None:
-        imported = initial.parameters(config, sources or initial.sources(config), shapes.params, shardings.params)
+        sources = sources or initial.sources(config)
+        imported = initial.parameters(sources, shapes.params, shardings.params)
+        if fresh := initial.fresh(sources, shapes.params, imported):
+            say(f"fresh: {', '.join(fresh)}")
         state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, imported)
         say(f"new run in {workdir}: {describe(shapes.params, devices)}", flush=True)
         if first:
@@ -276,7 +279,13 @@ def is_finished(workdir: Path, config: "ConfigDict", alive: "Alive", *, extend: 
     return False
 
 
-def prepare_workdir(workdir: Path, config: "ConfigDict", alive: "Alive", tokenizer: "Tokenizer") -> None:
+def prepare_workdir(
+    workdir: Path,
+    config: "ConfigDict",
+    tokenizer: "Tokenizer",
+    classes: Sequence[Mapping[str, str]],
+    data: Mapping[str, Any],
+) -> None:
     """Writes what says which run this is: tokenizer, config, environment, classes, data; each whole or not at all."""
     import jax
 
@@ -291,21 +300,25 @@ def prepare_workdir(workdir: Path, config: "ConfigDict", alive: "Alive", tokeniz
         "process_count": jax.process_count(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    classes = [
-        {"dataset": slug, "domain": record.domain, "class_key": key, "class_name": name}
-        for slug, record in alive.datasets.items()
-        for key, name in record.classes.items()
-    ]
     try:
         for name in ("zeroshot.json", "report.html"):
             (workdir / name).unlink(missing_ok=True)
         if not is_run(workdir):
             tokenizer.save(workdir / "tokenizer.json")
-        data = {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}
         for name, content in zip(IDENTITY[1:], (config.to_dict(), environment, classes, data), strict=True):
             write_whole(workdir / name, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {workdir} ({error.strerror}); give another --workdir") from None
+
+
+def what_was_seen(alive: "Alive") -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """The classes and the data of a run, as its workdir keeps them."""
+    classes = [
+        {"dataset": slug, "domain": record.domain, "class_key": key, "class_name": name}
+        for slug, record in alive.datasets.items()
+        for key, name in record.classes.items()
+    ]
+    return classes, {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}
 
 
 def run_tokenizer(

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import RECIPE, SMALL, batch
+from tiny import RECIPE, SMALL, batch, call
 
 from agriclip_jax import config as configs
 from agriclip_jax import encoders, inference, initial, main, mesh, recipe, rules
@@ -131,9 +131,8 @@ def given(config, found):
     _, init = recipe.learner(config, recipe.towers(config, TOKENIZER))
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = mesh.state_sharding(mesh.make("auto"), shapes)
-    given = initial.parameters(config, found, shapes.params, shardings.params)
-    fresh = sorted(p for p in rules.flatten(shapes.params) if p.split("/")[0] in found and p not in given)
-    return given, fresh
+    given = initial.parameters(found, shapes.params, shardings.params)
+    return given, initial.fresh(found, shapes.params, given)
 
 
 def test_another_resolution_interpolates_the_positions_and_says_so(clip):
@@ -229,7 +228,7 @@ def test_a_resnet_is_taken_with_its_statistics_which_no_step_moves(clip, tmp_pat
     config, found, _ = adopted(own)
     learner, init = recipe.learner(config, recipe.towers(config, TOKENIZER))
     shapes = jax.eval_shape(init, jax.random.key(0))
-    arrays = initial.parameters(config, found, shapes.params, mesh.state_sharding(mesh.make("auto"), shapes).params)
+    arrays = initial.parameters(found, shapes.params, mesh.state_sharding(mesh.make("auto"), shapes).params)
     state = init(jax.random.key(0), arrays)
     rows = batch(6) | {"image/global": np.random.default_rng(0).integers(0, 256, (6, 2, 32, 32, 3), np.uint8)}
     rows["tokens"] = TOKENIZER.encode(CAPTIONS * 2, 12)
@@ -279,3 +278,36 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(clip, corpus, tmp_path):
 def test_a_specification_of_nothing_is_one_line(spec):
     with pytest.raises(UserError, match=r"there is no nowhere.pt; give a file|a repository is named hf:OWNER/NAME"):
         hub.local(spec)
+
+
+def test_an_imported_model_is_a_workdir_that_tools_take(clip, tmp_path, monkeypatch, capsys):
+    folder, params = clip
+    made = ("--from", folder / "clip.npz", "--tokenizer", folder / "tokenizer.json", "--out", tmp_path / "run")
+    status, said = call(monkeypatch, capsys, "import_weights.py", *made)
+    assert status == 0 and "M parameters" in said.out
+    model = inference.load(tmp_path / "run")
+    assert model.image_size == 32 and model.config.text.context_length == 24
+    for tower in ("image", "text"):
+        jax.tree.map(np.testing.assert_array_equal, model.params[tower], params[tower])
+
+
+def test_an_image_tower_alone_gets_a_fresh_text_tower_and_says_so(dino, tmp_path, monkeypatch, capsys):
+    status, said = call(monkeypatch, capsys, "import_weights.py", "--image", dino[0], "--out", tmp_path / "run")
+    assert status == 0 and "text tower: fresh, so that names mean nothing to it" in said.out
+    assert "fresh: image/projection/kernel" in said.out
+    kept = inference.load(tmp_path / "run").params["image"]["blocks"]
+    jax.tree.map(np.testing.assert_array_equal, kept, dino[1]["image"]["blocks"])
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ((), "name a model as --from=SPEC"),
+        (("--from", "nowhere.pt"), "there is no nowhere.pt"),
+        (("--from", "nowhere.pt", "--out", "README.md"), "README.md is there already, and not an empty folder"),
+    ],
+)
+def test_an_import_of_nothing_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    status, said = call(monkeypatch, capsys, "import_weights.py", "--out", tmp_path / "run", *arguments)
+    assert status == 2 and message in said.err and said.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

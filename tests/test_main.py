@@ -334,7 +334,7 @@ def test_a_first_start_killed_while_it_wrote_who_it_is_starts_again(finished, co
     config, alive = tiny.config(), Alive.open(corpus)
     assert not command.is_finished(workdir, config, alive, extend=False, say=print)
     tokenizer = command.run_tokenizer(workdir, config, alive, lambda line: None)
-    command.prepare_workdir(workdir, config, alive, tokenizer)
+    command.prepare_workdir(workdir, config, tokenizer, *command.what_was_seen(alive))
     assert sorted(p.name for p in workdir.iterdir()) == sorted(command.IDENTITY)
 
 

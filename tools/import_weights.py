@@ -1,0 +1,84 @@
+"""A model of others as a workdir, which every tool takes.
+
+  python tools/import_weights.py --from=hf:openai/clip-vit-base-patch16 --out=runs/clip-b16
+  python tools/import_weights.py --image=dinov2_vitb14.pth --text=clip/ --out=runs/dinov2-clip
+  python tools/zeroshot.py --ckpt=runs/clip-b16 --tasks=photos/
+
+A file, a folder as transformers or open_clip write it, or a repository of the Hugging Face hub; docs/weights.md names
+the models. Heads that join towers of two models are fresh; an image tower alone gets a small text tower that is.
+"""
+
+import argparse
+from pathlib import Path
+
+from agriclip_jax.errors import UserError, exit_on_user_error
+
+RECIPE = Path(__file__).parent.parent / "configs" / "alive.py"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="model", default="", metavar="SPEC", help="the model")
+    parser.add_argument("--image", default="", metavar="SPEC", help="the image tower, where it comes from elsewhere")
+    parser.add_argument("--text", default="", metavar="SPEC", help="the text tower, where it comes from elsewhere")
+    parser.add_argument("--tokenizer", default="", metavar="FILE", help="where the text tower comes without its own")
+    parser.add_argument("--image_size", type=int, metavar="PIXELS", help="side of its images (default: as it was made)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the workdir to make")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if not arguments.out:
+        raise UserError("--out= is empty; name a folder")
+    if not (arguments.model or arguments.image):
+        raise UserError("name a model as --from=SPEC, or its towers as --image=SPEC and --text=SPEC")
+    from agriclip_jax.files import check_new_folder, new_folder
+
+    check_new_folder(arguments.out)
+    import jax
+
+    from agriclip_jax import config as configs
+    from agriclip_jax import initial, mesh, recipe
+    from agriclip_jax.checkpoint import Checkpoints
+    from agriclip_jax.data import corpus, pipeline, tokenizers
+    from agriclip_jax.data.records import Alive
+    from agriclip_jax.main import describe, prepare_workdir, write_overview
+
+    given = {"recipe": "imported", "objectives.distill": "0", "text.tokenizer": arguments.tokenizer}
+    given |= {f"init.{name}": getattr(arguments, name) for name in ("model", "image", "text")}
+    # Nothing is trained, so that a checkpoint holds no optimiser's state.
+    given |= {"views.local.count": "0", "optimizer.freeze": "('(image|text)/.*',)", "optimizer.lr_rules": "()"}
+    config = configs.load(str(RECIPE), given)
+    found = initial.sources(config)
+    config.image_size = arguments.image_size or found["image"].towers["image"].image_size
+    if "text" in found:
+        config.text.context_length = found["text"].towers["text"].context_length
+    for note in initial.adopt(config, found):
+        print(note)
+    if "text" in found:
+        tokenizer = initial.tokenizer(found["text"], config.text.tokenizer)
+    else:
+        captions = pipeline.captions(Alive.open(corpus.ensure()), "train", config.data.caption_kinds)
+        tokenizer = tokenizers.train(captions, config.text.vocab_size)
+        print("text tower: fresh, so that names mean nothing to it; train it, or give --text=SPEC")
+    _, init = recipe.learner(config, recipe.towers(config, tokenizer))
+    devices, key = mesh.make("auto"), jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    shardings = mesh.state_sharding(devices, shapes)
+    arrays = initial.parameters(found, shapes.params, shardings.params)
+    if fresh := initial.fresh(found, shapes.params, arrays):
+        print(f"fresh: {', '.join(fresh)}")
+    state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, arrays)
+    with new_folder(arguments.out) as workdir:
+        prepare_workdir(workdir, config, tokenizer, [], {"fingerprint": "", "path": "", "splits": {}})
+        write_overview(workdir, state.params)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        checkpoints.save(state, {})
+        checkpoints.close()
+    print(f"{arguments.out}: {describe(shapes.params, devices)}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
