@@ -12,6 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from agriclip_jax.data.records import CAPTION_KINDS
+from agriclip_jax.data.views import FILTERS, RESIZES
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import read_record
 from agriclip_jax.rules import flatten
@@ -71,6 +72,9 @@ SCHEMA: dict[str, Any] = {
         "patch_bias": bool,
         "rotary_base": NUMBER,
         "antialias": bool,
+        "resize": str,
+        "crop_share": NUMBER,
+        "filter": str,
         "projection": bool,
         "projection_bias": bool,
         "mean": (tuple, list),
@@ -122,6 +126,9 @@ UNSAID: dict[str, Any] = {
     "image/antialias": True,
     "image/projection": True,  # False: features are embeddings, and embed_dim is their width
     "image/projection_bias": False,
+    "image/resize": "crop",  # how evaluation prepares photos: see data.views.EvalView
+    "image/crop_share": 1.0,
+    "image/filter": "bicubic",
     "image/mean": (),
     "image/std": (),
     "text/mlp": 0,
@@ -185,7 +192,7 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "above 0 and at most 1",
         lambda v: 0 < v <= 1,
-        "image/norm_eps image/std image/token_keep text/norm_eps views/global/scale views/local/scale",
+        "image/norm_eps image/std image/token_keep image/crop_share text/norm_eps views/global/scale views/local/scale",
     ),
     (
         "above 0",
@@ -336,6 +343,9 @@ def check(config: ConfigDict) -> None:
     for kind in flat["data/caption_kinds"] or ("",):
         if kind not in CAPTION_KINDS:
             raise UserError(f"config.data.caption_kinds: unknown {kind!r}{near_misses(str(kind), CAPTION_KINDS)}")
+    for path, known in (("image/resize", RESIZES), ("image/filter", FILTERS)):
+        if flat[path] not in known:
+            raise UserError(f"config.{path.replace('/', '.')}: unknown {flat[path]!r}; known: {', '.join(known)}")
     if flat["dtype"] not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype: unknown {flat['dtype']!r}; known: bfloat16, float32")
     if flat["text/tokenizer"] and not Path(flat["text/tokenizer"]).exists():

@@ -20,6 +20,7 @@ from agriclip_jax import mesh as meshes
 from agriclip_jax import recipe
 from agriclip_jax.checkpoint import Checkpoints
 from agriclip_jax.data.tokenizers import Tokenizer
+from agriclip_jax.data.views import EvalView
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError
 from agriclip_jax.version import code_version
@@ -111,6 +112,12 @@ class Model:
     def image_size(self) -> int:
         """Side of the images it takes, pixels."""
         return self.config.image_size
+
+    @property
+    def view(self) -> EvalView:
+        """How photos are prepared for it."""
+        options = self.config.image
+        return EvalView(self.config.image_size, options.resize, options.crop_share, options.filter)
 
     @property
     def logit_scale(self) -> float:

@@ -218,7 +218,7 @@ def _samples(model: Any, results: Sequence[Result]) -> list[Sample]:
                 image = views.decode(photo.image)
             except UserError:
                 continue
-            view = views.eval_view(image, model.image_size)
+            view = views.eval_view(image, model.view)
             cosines = model.embed_images(view[None])[0] @ classes.T
             probabilities = zeroshot.probabilities(cosines, model.logit_scale)
             samples.append(Sample(task, photo.label, image, view, [texts[0] for texts in prompts], probabilities))

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from agriclip_jax.data.views import EvalView
+
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 50, 220), "yellow": (230, 220, 40)}
 
 
@@ -15,6 +17,7 @@ class ColourModel:
     """Embeds a photo by its mean colour and a text by the colours it names; has `inference.Model`'s interface."""
 
     image_size = 16
+    view = EvalView(16)
     logit_scale = 20.0
     step, use, code_version = 7, "student", "0.1.0+test"
 

@@ -15,6 +15,7 @@ from agriclip_jax.data import corpus, curation, duplicates
 from agriclip_jax.data.curation import CONTAMINATED, DISAGREES, EXACT, NEAR, OFF_TOPIC, OUTLIER, Keywords, Stage
 from agriclip_jax.data.sources import find
 from agriclip_jax.data.survey import UNREADABLE, WORDLESS, Survey
+from agriclip_jax.data.views import EvalView
 from agriclip_jax.errors import UserError
 
 
@@ -268,7 +269,7 @@ def test_the_filter_reads_any_script_and_leaves_what_nothing_is_said_of(tmp_path
 class ColourJudge:
     """A two-tower model that knows colours: an image is its mean colour, a text the colour that it names."""
 
-    image_size = 16
+    view = EvalView(16)
     COLOURS = (("red", (1, 0, 0)), ("green", (0, 1, 0)), ("blue", (0, 0, 1)))
 
     def embed_images(self, images):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from agriclip_jax.data import corpus
+from agriclip_jax.data.views import EvalView
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import localize
 
@@ -339,6 +340,7 @@ class Knowing(PatchModel):
     """Looks a picture's lesions up and answers `sign` times how much of each patch they cover."""
 
     image_size = 32
+    view = EvalView(32)
 
     def __init__(self, sign):
         super().__init__()

@@ -35,7 +35,7 @@ def test_probabilities_are_the_softmax_of_scaled_cosines_over_all_classes(tmp_pa
     model = ColourModel()
     from agriclip_jax.data import views
 
-    image = model.embed_images(views.load_view(photo("green"), model.image_size)[None])[0].astype(np.float64)
+    image = model.embed_images(views.load_view(photo("green"), model.view)[None])[0].astype(np.float64)
     logits = model.logit_scale * model.embed_texts([p[0] for p in CLASSES.values()]) @ image
     odds = dict(zip(CLASSES, np.exp(logits) / np.exp(logits).sum(), strict=True))
     assert dict(found.best) == pytest.approx(odds, abs=1e-6)
@@ -197,7 +197,7 @@ def test_a_build_asks_a_checkpoint_what_agrees_with_its_captions(run, tmp_path, 
     model = inference.load(run / "workdir")
     texts = [text for text, _ in captions.captions("red apple", "other", "apples")]
     images = [path.read_bytes() for path in sorted((run / "apples" / "red_apple").iterdir())]
-    views = np.stack([load_view(image, model.image_size) for image in images])
+    views = np.stack([load_view(image, model.view) for image in images])
     agreement = (model.embed_images(views) @ model.embed_texts(texts).T).max(axis=1)
     least = float(np.sort(agreement)[7:9].mean())
     out, source = tmp_path / "alive", f"--source={run / 'apples' / 'red*'}"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from agriclip_jax.data.records import shrink
 from agriclip_jax.data.survey import examine
-from agriclip_jax.data.views import ViewSpec, crops, decode, eval_view, load_view
+from agriclip_jax.data.views import EvalView, ViewSpec, crops, decode, eval_view, load_view
 from agriclip_jax.errors import UserError
 
 PLAIN = ViewSpec(count=1, size=16, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
@@ -156,9 +156,11 @@ def test_damaged_bytes_never_raise_anything_else(kind, places, kept, side):
 
 
 def test_load_view_decodes_and_views_in_one_call():
-    np.testing.assert_array_equal(load_view(encoded(noise(30, 40)), 16), eval_view(noise(30, 40), 16))
+    np.testing.assert_array_equal(
+        load_view(encoded(noise(30, 40)), EvalView(16)), eval_view(noise(30, 40), EvalView(16))
+    )
     with pytest.raises(UserError):
-        load_view(b"broken", 16)
+        load_view(b"broken", EvalView(16))
 
 
 # The view of evaluation
@@ -178,11 +180,11 @@ def test_load_view_decodes_and_views_in_one_call():
 def test_the_short_side_is_resized_and_the_centre_cut(width, height, size, resized, left, top):
     image = noise(height, width)
     whole = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(eval_view(image, size), whole[top : top + size, left : left + size])
+    np.testing.assert_array_equal(eval_view(image, EvalView(size)), whole[top : top + size, left : left + size])
 
 
 def test_a_strip_of_a_few_pixels_asks_for_no_mountain_of_memory():
-    assert eval_view(Image.new("RGB", (60_000, 1), "red"), 224).shape == (224, 224, 3)
+    assert eval_view(Image.new("RGB", (60_000, 1), "red"), EvalView(224)).shape == (224, 224, 3)
 
 
 # The views of training

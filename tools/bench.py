@@ -377,7 +377,8 @@ def bench_eval(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
         for _ in range(options.repeats):
             bare.append(timed(lambda: [forward(params["image"], ready).block_until_ready() for _ in range(8)])[0])
             passes.append(timed(lambda: features.of_task(model, task))[0])
-            pixels = parallel_map(partial(views.load_view, size=side), (photo.image for photo in task.photos()))
+            load = partial(views.load_view, view=views.EvalView(side))
+            pixels = parallel_map(load, (photo.image for photo in task.photos()))
             decoding.append(timed(lambda pixels=pixels: sum(1 for _ in pixels))[0])
     speed, peak = count / float(np.median(passes)), 8 * features.BATCH / float(np.median(bare))
     ratios = [count / a / (8 * features.BATCH / b) for a, b in zip(passes, bare, strict=True)]

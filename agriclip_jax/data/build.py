@@ -225,7 +225,7 @@ def _describe(built: Built, plan: Plan, progress: Callable[[int, int], None]) ->
 
 def _similarities(judge: Judge, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
     """Cosine similarities [images, texts]."""
-    views = np.stack([eval_view(image, judge.image_size) for image in images])
+    views = np.stack([eval_view(image, judge.view) for image in images])
     return judge.embed_images(views) @ judge.embed_texts(texts).T
 
 

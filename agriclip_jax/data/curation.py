@@ -22,7 +22,7 @@ from agriclip_jax.data import duplicates
 from agriclip_jax.data.captions import class_identity, normalise_caption
 from agriclip_jax.data.parallel import batched, parallel_map
 from agriclip_jax.data.survey import UNREADABLE, WORDLESS, Row, Survey
-from agriclip_jax.data.views import load_view
+from agriclip_jax.data.views import EvalView, load_view
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import read_yaml
 
@@ -344,7 +344,7 @@ def _distance(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
 class Judge(Protocol):
     """A two-tower model: embeddings are L2-normalised float32 [n, dim]."""
 
-    image_size: int
+    view: EvalView
 
     def embed_images(self, images: np.ndarray) -> np.ndarray:
         """Of uint8 [n, size, size, 3]."""
@@ -379,7 +379,7 @@ def drop_by_model(
                 lambda key, texts=dataset.texts: judge.embed_texts([text for text, _ in texts[key]])
             )
             for batch in batched(dataset.photos(), 256):
-                views = parallel_map(functools.partial(load_view, size=judge.image_size), (data for _, data in batch))
+                views = parallel_map(functools.partial(load_view, view=judge.view), (data for _, data in batch))
                 found = judge.embed_images(np.stack(list(views)))
                 if embeddings is None:
                     file.truncate(total * found.shape[1] * 4)

@@ -17,7 +17,8 @@ from agriclip_jax.data.records import MAX_PIXELS, eight_bits, is_turned, upright
 from agriclip_jax.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-BICUBIC = Image.Resampling.BICUBIC
+RESIZES = ("crop", "squash")
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 # Luma and the two chroma axes of NTSC (FCC 1953): gray is (y, 0, 0), a turn of hue is a rotation of (i, q).
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -127,16 +128,41 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def eval_view(image: Image.Image, size: int) -> np.ndarray:
-    """The centre square of the image after a bicubic resize of its short side to `size`: uint8 [size, size, 3].
+class EvalView(NamedTuple):
+    """How evaluation makes of a photo the square that a model looks at: CLIP's way, or that of imported weights.
 
-    Pixel for pixel torchvision's `Resize(size, BICUBIC)` and `CenterCrop(size)`. The middle of an image many times as
-    long as it is high is cut out first, or a strip of a few pixels could ask for all the memory.
+    Attributes:
+      size: side of the square, pixels.
+      resize: "crop": the short side is resized and the centre cut out; "squash": both sides are (SigLIP).
+      share: of the resized short side, how much the square has (DINO: 224 of 256).
+      filter: "bicubic" or "bilinear".
     """
-    short = min(image.size)
+
+    size: int
+    resize: str = "crop"
+    share: float = 1.0
+    filter: str = "bicubic"
+
+    def __str__(self) -> str:
+        both = "both sides" if self.resize == "squash" else "short side"
+        cut = "" if self.resize == "squash" else ", centre square"
+        cut += f" of {self.share:.4g}" if self.share != 1 else ""
+        return f"views.load_view: upright, RGB, {both} resized ({self.filter}){cut}"
+
+
+def eval_view(image: Image.Image, view: EvalView) -> np.ndarray:
+    """The square of an image that a model looks at: uint8 [size, size, 3].
+
+    Pixel for pixel torchvision's `Resize(size / share)` and `CenterCrop(size)`, or its `Resize((size, size))`. The
+    middle of an image many times as long as it is high is cut out first, or a strip of a few pixels could ask for all
+    the memory.
+    """
+    if view.resize == "squash":
+        return np.array(image.resize((view.size, view.size), FILTERS[view.filter]))
+    short, target = min(image.size), math.floor(view.size / view.share)
     image = _centre(image, *(min(side, _LONGEST * short) for side in image.size))
-    resized = [size if side == short else int(size * side / short) for side in image.size]
-    return np.array(_centre(image.resize(resized, BICUBIC), size, size))
+    resized = [target if side == short else int(target * side / short) for side in image.size]
+    return np.array(_centre(image.resize(resized, FILTERS[view.filter]), view.size, view.size))
 
 
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -144,13 +170,13 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def load_view(photo: bytes, size: int) -> np.ndarray:
+def load_view(photo: bytes, view: EvalView) -> np.ndarray:
     """The evaluation view of one encoded photo: uint8 [size, size, 3].
 
     Raises:
       UserError: `decode` refuses it.
     """
-    return eval_view(decode(photo), size)
+    return eval_view(decode(photo), view)
 
 
 class _Draw(NamedTuple):
@@ -189,7 +215,7 @@ def crops(image: Image.Image, rng: np.random.Generator, spec: ViewSpec) -> np.nd
 
 
 def _crop(image: Image.Image, draw: _Draw, spec: ViewSpec, index: int) -> np.ndarray:
-    view = image.resize((spec.size, spec.size), BICUBIC, box=_box(image.size, draw, spec))
+    view = image.resize((spec.size, spec.size), Image.Resampling.BICUBIC, box=_box(image.size, draw, spec))
     if draw.flip < spec.flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     jittered, gray = draw.jitter < spec.jitter_prob and any(spec.jitter), draw.grayscale < spec.grayscale

@@ -24,7 +24,6 @@ from agriclip_jax.evaluate.tasks import Photo, Task
 from agriclip_jax.files import write_whole
 
 VERSION = 1  # of what a pass finds; those of another one are made anew
-PREPARATION = "views.load_view: upright, RGB, short side resized (bicubic), centre square"
 BATCH = 64  # photos that a model looks at together
 PART = 16 * BATCH  # photos of a part on disk
 TEXTS = 1 << 16  # that are remembered, besides those asked last: 256 MiB of 1,024 dimensions
@@ -34,6 +33,7 @@ class Embedder(Protocol):
     """What evaluation needs of a model; `inference.Model` is one."""
 
     image_size: int
+    view: views.EvalView
     logit_scale: float
     fingerprint: str
 
@@ -121,7 +121,15 @@ def cache_of(model: Any) -> Path:
 
 def key(model: Embedder, task: Task) -> str:
     """What decides a pass, hashed: the model, the photos and their labels, and how photos are prepared."""
-    said = [VERSION, model.fingerprint, model.image_size, PREPARATION, task.fingerprint, task.split, task.class_keys]
+    said = [
+        VERSION,
+        model.fingerprint,
+        model.image_size,
+        str(model.view),
+        task.fingerprint,
+        task.split,
+        task.class_keys,
+    ]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]
 
 
@@ -134,7 +142,7 @@ def see(
     """Looks at photos in one pass; the next ones are decoded in other processes while the model is at work.
 
     Args:
-      model: anything with `look` and `image_size`.
+      model: anything with `look` and `view`.
       photos: encoded photos; an exception stands for one that could not be read.
       progress: called with the number of photos done since the last call.
 
@@ -148,7 +156,7 @@ def see(
     kept, unreadable = [], {}
 
     def readable() -> Iterator[np.ndarray]:
-        for position, pixels in enumerate(parallel_map(partial(_view, size=model.image_size), photos)):
+        for position, pixels in enumerate(parallel_map(partial(_view, view=model.view), photos)):
             if isinstance(pixels, str):
                 unreadable[position] = pixels
             else:
@@ -160,12 +168,12 @@ def see(
     return features, embeddings, np.array(kept, np.int64), unreadable
 
 
-def _view(photo: bytes | Exception, size: int) -> np.ndarray | str:
+def _view(photo: bytes | Exception, view: views.EvalView) -> np.ndarray | str:
     """A photo's view, or why there is none."""
     if isinstance(photo, Exception):
         return getattr(photo, "strerror", None) or str(photo)
     try:
-        return views.load_view(photo, size)
+        return views.load_view(photo, view)
     except UserError as error:
         return str(error)
 

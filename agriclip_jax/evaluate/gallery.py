@@ -63,7 +63,7 @@ def pictures(model: Any, task: Task, seen: Features, result: Result, out: Path) 
     """Samples with their nearest classes and where the model looked, and the mistakes it was surest of.
 
     Args:
-      model: an `inference.Model`, or anything with `attention`, `embed_texts`, `image_size`, `logit_scale`.
+      model: an `inference.Model`, or anything with `attention`, `embed_texts`, `view`, `logit_scale`.
       task: what was asked.
       seen: its photos.
       result: of zero-shot classification; without one only samples are shown.
@@ -97,7 +97,7 @@ def pictures(model: Any, task: Task, seen: Features, result: Result, out: Path) 
             entry["nearest"] = [[int(i), round(float(probabilities[place, i]), 4)] for i in nearest]
         write_whole(out / file, page.jpeg(decoded[position], SIDE))
         if place < len(rows):
-            view = views.eval_view(decoded[position], model.image_size)
+            view = views.eval_view(decoded[position], model.view)
             heads = np.asarray(model.attention(view[None]))[0]
             entry["attention"] = _file(task, position, "-attention")
             write_whole(out / entry["attention"], page.jpeg(page.overlay(view, heads.mean(axis=0)), SIDE))

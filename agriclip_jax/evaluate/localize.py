@@ -32,7 +32,7 @@ BATCH = 64  # windows looked at together
 class Localizer(Protocol):
     """What a map needs of a model; `inference.Model` is one."""
 
-    image_size: int
+    view: views.EvalView
 
     def embed_images(self, images: np.ndarray) -> np.ndarray:
         """uint8 [n, size, size, 3] -> float32 [n, d], L2-normalised."""
@@ -83,7 +83,7 @@ def dense_map(model: Localizer, photo: Image.Image, wanted: np.ndarray) -> np.nd
     side = int(squares[0, 2] - squares[0, 0])
 
     def enlarged() -> Iterator[np.ndarray]:
-        for patches in _looked_at(model.dense, model.image_size, photo, squares):
+        for patches in _looked_at(model.dense, model.view, photo, squares):
             maps = map(Image.fromarray, np.moveaxis(patches @ wanted.T, -1, 0))
             yield np.stack([np.asarray(each.resize((side, side), Image.Resampling.BICUBIC)) for each in maps])
 
@@ -108,7 +108,7 @@ def window_map(
       UserError: the photo is more than `LONGEST` times as long as wide.
     """
     boxes = windows(photo, scales or [max(1, min(photo.size) * part // 4) for part in (1, 2, 3)])
-    looks = _looked_at(model.embed_images, model.image_size, photo, boxes)
+    looks = _looked_at(model.embed_images, model.view, photo, boxes)
     return _mean(photo, boxes, ((wanted @ look)[:, None, None] for look in looks), len(wanted))
 
 
@@ -140,12 +140,12 @@ def windows(photo: Image.Image, scales: Iterable[int]) -> np.ndarray:
 
 
 def _looked_at(
-    look: Callable[[np.ndarray], np.ndarray], size: int, photo: Image.Image, boxes: np.ndarray
+    look: Callable[[np.ndarray], np.ndarray], view: views.EvalView, photo: Image.Image, boxes: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """What the model gives for each box, one after the other."""
+    """What the model gives for each box, one after the other; of a box no margin is cut off."""
     for start in range(0, len(boxes), BATCH):
         crops = [photo.crop((left, top, right, bottom)) for top, left, bottom, right in boxes[start : start + BATCH]]
-        yield from look(np.stack([views.eval_view(crop, size) for crop in crops]))
+        yield from look(np.stack([views.eval_view(crop, view._replace(share=1.0)) for crop in crops]))
 
 
 def _mean(photo: Image.Image, boxes: np.ndarray, values: Iterable[np.ndarray], queries: int) -> np.ndarray:
@@ -218,7 +218,7 @@ def pointing(
     template = captions.templates("crop")[0]
     texts = [captions.fill(template, f"a leaf with {symptom}") for symptom in symptoms]
     wanted = dict(zip(symptoms, directions(model, texts, contrast), strict=True))
-    patches = model.dense(np.zeros((1, model.image_size, model.image_size, 3), np.uint8)).shape[1]
+    patches = model.dense(np.zeros((1, model.view.size, model.view.size, 3), np.uint8)).shape[1]
     rows: dict[str, list[tuple[float, ...]]] = {symptom: [] for symptom in symptoms}
     for kind in kinds:
         for index in range(count):

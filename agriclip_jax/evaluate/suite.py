@@ -226,7 +226,7 @@ def _head(model: Any) -> dict[str, Any]:
         },
         "code_version": model.code_version,
         "image_size": int(model.image_size),
-        "preparation": features.PREPARATION,
+        "preparation": str(model.view),
     }
 
 
@@ -353,7 +353,7 @@ def _robustness(asked: Asked, task: Task) -> dict[str, Any]:
     classes = zeroshot.class_embeddings(model, task.prompts())
     found = dict(gallery.images(task, seen.positions[rows]))
     rows = np.array([row for row in rows.tolist() if int(seen.positions[row]) in found])
-    clean = [views.eval_view(found[int(position)], model.image_size) for position in seen.positions[rows]]
+    clean = [views.eval_view(found[int(position)], model.view) for position in seen.positions[rows]]
 
     def right(shown: Iterable[np.ndarray]) -> int:
         _, embeddings = features.look(model, shown)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from agriclip_jax.data.views import eval_view
+from agriclip_jax.data.views import EvalView, eval_view
 
 pytestmark = pytest.mark.parity
 
@@ -25,4 +25,4 @@ def test_the_view_of_evaluation_is_torchvisions_bicubic_resize_and_centre_crop(s
     image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*sides, 3), np.uint8))
     resize = transforms.Resize(size, transforms.InterpolationMode.BICUBIC)
     expected = transforms.CenterCrop(size)(resize(image))
-    np.testing.assert_array_equal(eval_view(image, size), np.asarray(expected))
+    np.testing.assert_array_equal(eval_view(image, EvalView(size)), np.asarray(expected))
