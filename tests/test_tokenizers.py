@@ -1,7 +1,8 @@
-"""Captions to ids: cleaning, CLIP's files, a BPE trained on captions, rows and what is cut from them."""
+"""Captions to ids: cleaning, CLIP's and SigLIP's files, a BPE trained on captions, rows and what is cut from them."""
 
 import gzip
 import json
+import struct
 import subprocess
 import sys
 
@@ -159,6 +160,11 @@ def test_a_clip_tokenizer_json_is_read_whatever_padding_it_stores(trained, tmp_p
     [
         ("tokenizer.json", b"{", "not a tokenizer.json"),
         ("tokenizer.json", b'{"model": 3}', "not a tokenizer.json"),
+        (
+            "tokenizer.json",
+            b'{"version":"1.0","model":{"type":"BPE","vocab":{"l":0,"e":1},"merges":["l e"]}}',
+            "json: range",
+        ),
         ("tokenizer.json", b"\xff\xfe", "cannot be read"),
         ("tokenizer.json", b'{"version":"1.0","model":{"type":"BPE","vocab":{"a":0},"merges":[]}}', "<|startoftext|>"),
         ("merges.txt", b"#version: 0.2\n", "no merges"),
@@ -187,3 +193,214 @@ def test_a_missing_file_or_name_says_what_to_do(tmp_path, monkeypatch):
 def test_a_vocabulary_without_room_for_merges_is_refused():
     with pytest.raises(UserError, match="more than 514"):
         train(CAPTIONS, 300)
+
+
+# SigLIP's. The letters of the vocabularies have worse scores than the words made of them.
+PAD, EOS, UNK = ("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)
+WORDS = ("▁leaf", "▁rust", "▁23", "▁c", "▁", *"aefhlrstuyz¥")
+UNIGRAM = [PAD, EOS, UNK, *((word, -1.0 - i, 1) for i, word in enumerate(WORDS))]
+GEMMA = [
+    *(PAD, ("<eos>", 0.0, 3), ("<bos>", 0.0, 3), ("<unk>", 0.0, 2)),
+    *((f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)),
+    *((word, -float(i), 1) for i, word in enumerate(["le", "af", "leaf", "▁leaf", "</s>", *"aefl▁"])),
+]
+_Y = ord("Y")
+_UNITS = {0: 256 << 10, 256 + _Y: _Y | 256 | 256 << 10, _Y: 1 << 31}  # a root, its one child, and what stands instead
+CHARSMAP = struct.pack("<I512I", 2048, *(_UNITS.get(i, 0) for i in range(512))) + b"y\0"  # "Y" becomes "y"
+
+OUTSIDE = CHARSMAP.replace(struct.pack("<I", 256 << 10), struct.pack("<I", 512 << 10), 1)
+
+
+def varint(number):
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
+
+
+def field(number, value):
+    """A field of a protocol buffer."""
+    if isinstance(value, bytes):
+        return varint(number << 3 | 2) + varint(len(value)) + value
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    return varint(number << 3) + varint(value)
+
+
+def sentencepiece(pieces, trainer=((3, 1),), normaliser=()):
+    """A `.model` file."""
+    parts = [field(1, field(1, text.encode()) + field(2, score) + field(3, kind)) for text, score, kind in pieces]
+    specs = [field(n, b"".join(field(*each) for each in spec)) for n, spec in ((2, trainer), (3, normaliser))]
+    return b"".join(parts + specs)
+
+
+UNIGRAM_FILE = sentencepiece(UNIGRAM, normaliser=[(2, CHARSMAP)])
+GEMMA_FILE = sentencepiece(GEMMA, trainer=[(3, 2), (35, 1)], normaliser=[(3, 0), (4, 0)])
+
+
+def put(folder, **files):
+    """Files of a folder by their names without the dot; a dictionary becomes JSON."""
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        content = json.dumps(content).encode() if isinstance(content, dict) else content
+        (folder / name.replace("__", ".")).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def siglip(tmp_path):
+    return put(
+        tmp_path / "siglip", spiece__model=UNIGRAM_FILE, tokenizer_config__json={"tokenizer_class": "SiglipTokenizer"}
+    )
+
+
+@pytest.fixture
+def siglip2(tmp_path):
+    settings = {"tokenizer_class": "GemmaTokenizer", "pad_token": {"content": "<pad>"}, "add_bos_token": False}
+    return put(tmp_path / "siglip2", tokenizer__model=GEMMA_FILE, tokenizer_config__json=settings)
+
+
+def ids(pieces, *names):
+    return [[piece for piece, _, _ in pieces].index(name) for name in names]
+
+
+def test_siglips_rows_have_no_start_and_are_filled_with_the_end(siglip):
+    tokenizer = Tokenizer.load(siglip)
+    assert (tokenizer.vocab_size, tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id) == (len(UNIGRAM), None, 1, 1)
+    rows = tokenizer.encode(["Leaf, RUST!", "", "leaf rust leaf rust leaf"], 4)
+    leaf, rust = ids(UNIGRAM, "▁leaf", "▁rust")
+    assert rows.dtype == np.int32
+    assert rows.tolist() == [[leaf, rust, 1, 1], [1, 1, 1, 1], [leaf, rust, leaf, 1]]
+    assert tokenizer.truncated(["leaf rust leaf", "leaf rust leaf rust"], 4) == 1
+    assert tokenizer.decode(rows[0]) == "leaf rust"
+
+
+def test_siglips_texts_lose_their_case_signs_and_extra_spaces(siglip):
+    tokenizer = Tokenizer.load(siglip)
+    same = ["23 C leaf", "  23\t°c\x1f\n(leaf) ".replace("°", ""), "2_3 c. <leaf>", "23 c &leaf;"]
+    rows = tokenizer.encode(same, 16)
+    np.testing.assert_array_equal(rows, np.tile(rows[0], (len(same), 1)))
+    assert rows[0].tolist()[:4] == [*ids(UNIGRAM, "▁23", "▁c", "▁leaf"), 1]
+
+
+def test_case_is_kept_where_the_settings_keep_it(siglip):
+    settings = {"tokenizer_class": "SiglipTokenizer", "do_lower_case": False}
+    tokenizer = Tokenizer.load(put(siglip, tokenizer_config__json=settings))
+    unknown, leaf = ids(UNIGRAM, "<unk>", "▁leaf")
+    assert tokenizer.encode(["leaf QX"], 8)[0].tolist()[:3] == [leaf, *ids(UNIGRAM, "▁"), unknown]
+
+
+def test_a_sentencepiece_files_own_characters_are_mapped(siglip):
+    settings = {"tokenizer_class": "SiglipTokenizer", "do_lower_case": False}
+    tokenizer = Tokenizer.load(put(siglip, tokenizer_config__json=settings))
+    assert tokenizer.encode(["YX"], 8)[0].tolist()[:3] == ids(UNIGRAM, "▁", "y", "<unk>")
+
+
+def test_siglip_2s_texts_are_lower_case_and_no_byte_is_unknown(siglip2):
+    tokenizer = Tokenizer.load(siglip2)
+    assert (tokenizer.vocab_size, tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id) == (len(GEMMA), None, 1, 0)
+    row = tokenizer.encode(["Leaf LEAF é!"], 12)[0].tolist()
+    expected = ids(GEMMA, "leaf", "▁leaf", "▁", "<0xC3>", "<0xA9>", "<0x21>", "<eos>")
+    assert row == [*expected, *[0] * 5]
+    assert tokenizer.decode(row) == "leaf leaf é!"
+
+
+def test_the_name_of_a_control_token_is_text_to_siglip_too(siglip2):
+    row = Tokenizer.load(siglip2).encode(["a<eos>a"], 16)[0].tolist()
+    assert row.index(1) == 7 and row[0] == row[6]
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip2"])
+def test_siglips_tokenizer_comes_back_from_one_file_with_its_cleaning_and_padding(name, request, tmp_path):
+    tokenizer = Tokenizer.load(request.getfixturevalue(name))
+    tokenizer.save(tmp_path / "run" / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "run")
+    texts = [*CAPTIONS, "Leaf_RUST, 23 °C", ""]
+    np.testing.assert_array_equal(loaded.encode(texts, 20), tokenizer.encode(texts, 20))
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert (loaded.pad_id, loaded.start_id) == (tokenizer.pad_id, None)
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip2", "trained"])
+def test_the_files_for_transformers_are_read_back_to_the_same_ids(name, request, tmp_path):
+    found = request.getfixturevalue(name)
+    tokenizer = found if isinstance(found, Tokenizer) else Tokenizer.load(found)
+    for file, content in tokenizer.transformers_files(64).items():
+        (tmp_path / file).write_bytes(content)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    assert settings["model_max_length"] == 64
+    texts = [*CAPTIONS, "Leaf_RUST, 23 °C", ""]
+    expected = tokenizer.encode(texts, 20)
+    np.testing.assert_array_equal(Tokenizer.load(tmp_path).encode(texts, 20), expected)
+    if name == "trained":
+        (tmp_path / "tokenizer.json").unlink()
+        assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint  # from vocab.json and merges.txt
+
+
+def test_an_open_clip_folder_says_how_texts_are_cleaned(siglip2):
+    text = {"hf_tokenizer_name": "timm/x", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    folder = put(siglip2, open_clip_config__json={"model_cfg": {"text_cfg": text}})
+    row = Tokenizer.load(folder).encode(["LEAF_(leaf)"], 8)[0].tolist()
+    assert row == [*ids(GEMMA, "leaf", "▁leaf", "<eos>"), *[0] * 5]
+
+
+def test_a_sentencepiece_file_alone_is_cleaned_as_big_vision_does(tmp_path):
+    (tmp_path / "c4_en.model").write_bytes(UNIGRAM_FILE)
+    row = Tokenizer.load(tmp_path / "c4_en.model").encode(["Leaf_(RUST)"], 4)[0].tolist()
+    assert row == [*ids(UNIGRAM, "▁leaf", "▁rust"), 1, 1]
+
+
+def test_transformers_siglip_reads_its_spiece_model_and_not_a_tokenizer_json(siglip, trained):
+    trained.save(siglip / "tokenizer.json")
+    assert Tokenizer.load(siglip).end_id == 1
+    put(siglip, tokenizer_config__json={})
+    assert Tokenizer.load(siglip).end_id == trained.end_id
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, "CLIP's merges file"),
+        ({"open_clip_config__json": {"model_cfg": {"text_cfg": {"hf_tokenizer_name": "timm/x"}}}}, "timm/x"),
+        ({"open_clip_config__json": {"model_cfg": 3}}, "open_clip_config.json is damaged"),
+        ({"tokenizer_config__json": {"pad_token": 3}}, "pad_token is no text"),
+        ({"tokenizer_config__json": b"[]"}, "tokenizer_config.json is damaged"),
+        ({"tokenizer_config__json": b"[" * 100_000}, "tokenizer_config.json is damaged"),
+        ({"spiece__model": UNIGRAM_FILE, "tokenizer_config__json": {"pad_token": "<mask>"}}, "<mask>"),
+        ({"spiece__model": UNIGRAM_FILE[:-3]}, "cut off"),
+        ({"spiece__model": sentencepiece(UNIGRAM, trainer=[(3, 4)])}, "unigram or BPE"),
+        ({"spiece__model": sentencepiece(UNIGRAM, trainer=[(35, b"")])}, "another type"),
+        ({"spiece__model": sentencepiece([*UNIGRAM, UNIGRAM[-1]])}, "the same"),
+        ({"spiece__model": sentencepiece([*UNIGRAM, ("x", float("nan"), 1)])}, "not finite"),
+        ({"spiece__model": sentencepiece([*UNIGRAM, ("x" * 300, 0.0, 1)])}, "too long"),
+        ({"spiece__model": sentencepiece(UNIGRAM[:2])}, "not a sentencepiece model"),
+        ({"spiece__model": sentencepiece(UNIGRAM[2:])}, "id 1"),
+        ({"spiece__model": sentencepiece(UNIGRAM, normaliser=[(2, CHARSMAP[:-2])])}, "out of bounds"),
+        ({"spiece__model": sentencepiece(UNIGRAM, normaliser=[(2, OUTSIDE)])}, "points outside"),
+        ({"merges__txt": MERGES.encode(), "vocab__json": {"l": 0, "e": 1}}, "out of vocabulary"),
+        ({"merges__txt": b"#version: 0.2\nl e\n", "vocab__json": {"l": 0, "e": 1, "le": 900}}, "0, 1, 2"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_one_line_that_says_why(tmp_path, files, reason):
+    with pytest.raises(UserError) as error:
+        Tokenizer.load(put(tmp_path, **files))
+    line = str(error.value)
+    assert str(tmp_path) in line and reason in line and "\n" not in line
+
+
+@pytest.mark.parametrize("whole", [UNIGRAM_FILE, GEMMA_FILE], ids=["unigram", "bpe"])
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_damaged_sentencepiece_file_is_refused_or_encodes(whole, data):
+    at = data.draw(st.integers(0, len(whole) - 1))
+    content = whole[:at] + data.draw(st.binary(max_size=8)) + whole[at + data.draw(st.integers(0, 8)) :]
+    try:
+        backend = tokenizers.sentencepiece.read(content)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        for text in ("leaf Y\u0301 rust é", "", "YY"):
+            assert all(0 <= each < backend.get_vocab_size() for each in backend.encode(text).ids)
+
+
+def test_captions_are_not_counted_by_siglips_tokenizer(siglip, monkeypatch):
+    monkeypatch.setenv("AGRICLIP_BPE", str(siglip))
+    with pytest.raises(UserError, match="AGRICLIP_BPE names a tokenizer of SigLIP"):
+        tokenizers.counter()

@@ -1,8 +1,8 @@
-"""Captions to token ids: CLIP's byte-level BPE, read from files the user has or trained on the captions at hand.
+"""Captions to token ids: CLIP's byte-level BPE, read from files or trained on captions; SigLIP's, read from files.
 
-Both kinds are the same machine (OpenAI's `SimpleTokenizer`): cleaned text, CLIP's split into words, bytes written as
-letters, `</w>` at the end of a word, merges by rank; ids are 256 bytes, the same 256 at the end of a word, the merges,
-start, end. No text is ever unknown to it.
+CLIP's is OpenAI's `SimpleTokenizer`: cleaned text, CLIP's split into words, bytes written as letters, `</w>` at the end
+of a word, merges by rank; ids are 256 bytes, the same 256 at the end of a word, the merges, start, end. No text is ever
+unknown to it. SigLIP's is a sentencepiece vocabulary; how it cleans texts is part of its `tokenizer.json`.
 """
 
 import functools
@@ -12,15 +12,18 @@ import html
 import json
 import os
 import re
+import string
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ftfy
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from agriclip_jax.data import sentencepiece
 from agriclip_jax.errors import UserError
 from agriclip_jax.files import write_whole
 
@@ -28,10 +31,12 @@ FILE = "tokenizer.json"
 ENVIRONMENT = "AGRICLIP_BPE"  # names the tokenizer file of `load` without a path
 
 _CLIP_MERGES = 49_152 - 256 - 2  # OpenAI reads so many of the lines of its merges file
-_MOST_BYTES = 64 << 20  # of an unpacked merges file
+_MOST_BYTES = 64 << 20  # of a file, unpacked
 _WORD_END = "</w>"
 _SPLIT = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_START_AND_END = (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>"))
+_START_AND_END = (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>"))  # CLIP's
+_SIGLIP_END = 1
+_PAD_OF_END = {"</s>": "</s>", "<eos>": "<pad>"}  # of SigLIP; of SigLIP 2, whose vocabulary is Gemma's
 
 
 def clean(text: str) -> str:
@@ -40,31 +45,41 @@ def clean(text: str) -> str:
 
 
 class Tokenizer:
-    """Texts to padded rows of ids.
+    """Texts to padded rows of ids: CLIP's `start, text, end, pad, ...` or SigLIP's `text, end, pad, ...`.
 
     Attributes:
       vocab_size: number of ids.
-      start_id: first of every row.
+      start_id: first of every row; None for SigLIP's.
       end_id: after the last id of the text; the last of a truncated row.
-      pad_id: fills a row after `end_id`; 0, as OpenAI's `clip.tokenize` does.
+      pad_id: fills a row after `end_id`. For CLIP 0, as OpenAI's `clip.tokenize` does; transformers fills with
+        `end_id`. The features are the same: the text tower is causal and reads the first `end_id`.
     """
 
-    pad_id = 0
-
     def __init__(self, backend: tokenizers.Tokenizer):
-        """Wraps a tokenizer of the `tokenizers` library that knows CLIP's start and end.
+        """Wraps a tokenizer of the `tokenizers` library that knows CLIP's start and end, or SigLIP's end.
 
         Raises:
-          UserError: it does not know them.
+          UserError: it does not know them, or has ids without a token.
         """
-        ids = [tuple(map(backend.token_to_id, names)) for names in _START_AND_END]
-        known = [pair for pair in ids if None not in pair]
-        if not known:
-            raise UserError(f"not a CLIP tokenizer: it has no {' and '.join(_START_AND_END[0])}")
-        self.start_id, self.end_id = known[0]
         self.vocab_size = backend.get_vocab_size()
-        backend.no_padding()
+        if max(backend.get_vocab().values(), default=0) >= self.vocab_size:
+            raise UserError("not a tokenizer of CLIP or SigLIP: its ids are not 0, 1, 2, ...")
         backend.no_truncation()
+        end = backend.id_to_token(_SIGLIP_END)
+        if clip := _clip_ids(backend):
+            (self.start_id, self.end_id), self.pad_id = clip, 0
+            backend.no_padding()
+        elif end in _PAD_OF_END:
+            pad = backend.padding["pad_token"] if backend.padding else _PAD_OF_END[end]
+            self.start_id, self.end_id, self.pad_id = None, _SIGLIP_END, backend.token_to_id(pad)
+            if self.pad_id is None:
+                raise UserError(f"not a tokenizer of SigLIP: it does not know {pad!r}, with which it fills rows")
+            # Neither touches a text that is encoded by itself and without special tokens; both are saved with the rest.
+            backend.enable_padding(pad_id=self.pad_id, pad_token=pad)
+            backend.post_processor = processors.TemplateProcessing(["$A", end], special_tokens=[(end, self.end_id)])
+        else:
+            names = " and ".join(_START_AND_END[0])
+            raise UserError(f"not a tokenizer of CLIP or SigLIP: it has no {names}, nor </s> or <eos> as id 1")
         backend.encode_special_tokens = True  # "<|endoftext|>" inside a caption is text
         self._backend = backend
         self._ids = functools.lru_cache(1 << 16)(self._ids_of)  # captions repeat
@@ -74,7 +89,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path = "") -> "Tokenizer":
-        """Reads a `tokenizer.json`, a folder that holds one, or a CLIP merges file (`bpe_simple_vocab_16e6.txt[.gz]`).
+        """Reads a tokenizer file, or the one of a folder that transformers, open_clip or we wrote.
+
+        The file is a `tokenizer.json`, CLIP's merges (`bpe_simple_vocab_16e6.txt[.gz]`; `merges.txt` with `vocab.json`
+        beside it) or sentencepiece's (`spiece.model`, `tokenizer.model`). What the settings beside it say about
+        cleaning and padding becomes part of the tokenizer.
 
         Args:
           path: empty for the one that the environment variable AGRICLIP_BPE names.
@@ -86,13 +105,10 @@ class Tokenizer:
         if not path:
             raise UserError(f"no tokenizer file: name a {FILE} or CLIP merges file, or set ${ENVIRONMENT} to one")
         path = Path(path)
-        if path.is_dir():
-            path = path / FILE
         try:
-            if path.suffix == ".json":
-                return cls(_from_json(path.read_text(encoding="utf-8")))
-            with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-                return cls(_clip_bpe(_merges(file.read(_MOST_BYTES).decode("utf-8"))))
+            settings = _settings(path if path.is_dir() else path.parent)
+            path = _file_in(path, settings) if path.is_dir() else path
+            return cls(_backend(path, settings))
         except (OSError, EOFError, ValueError, zlib.error, UserError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(f"tokenizer file {path} cannot be read: {reason}") from error
@@ -106,28 +122,71 @@ class Tokenizer:
         """Hex; equal for tokenizers that give equal ids."""
         return hashlib.sha256(self._backend.to_str(pretty=False).encode()).hexdigest()
 
+    def transformers_files(self, length: int) -> dict[str, bytes]:
+        """The files of a folder from which transformers' `AutoTokenizer` and open_clip's `HFTokenizer` give our ids.
+
+        CLIP's is a `CLIPTokenizer`, which cannot hold all of our cleaning: with transformers alone, HTML entities and
+        what ftfy mends (curly quotes, full-width letters, ligatures, wrong decodings) give other ids. open_clip cleans
+        as we do.
+
+        Args:
+          length: of a row.
+        """
+        backend = _from_json(self._backend.to_str(pretty=False))
+        backend.no_padding()
+        end, pad = map(backend.id_to_token, (self.end_id, self.pad_id))
+        settings = {"eos_token": end, "model_max_length": length, "padding_side": "right"}
+        files = {}
+        if self.start_id is None:
+            settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": pad, "unk_token": "<unk>"}
+            settings |= {"model_input_names": ["input_ids"]}  # SigLIP attends to the padding
+        else:
+            start = backend.id_to_token(self.start_id)
+            settings |= {"tokenizer_class": "CLIPTokenizer", "bos_token": start, "pad_token": end, "unk_token": end}
+            backend.normalizer = normalizers.Sequence(
+                [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()]
+            )
+            backend.post_processor = processors.RobertaProcessing(
+                (end, self.end_id), (start, self.start_id), trim_offsets=False, add_prefix_space=False
+            )
+            ids = sorted(backend.get_vocab().items(), key=lambda item: item[1])
+            merges = json.loads(backend.to_str())["model"]["merges"]
+            files["vocab.json"] = json.dumps(dict(ids), ensure_ascii=False)
+            files["merges.txt"] = "\n".join(["#version: 0.2", *map(" ".join, merges), ""])
+        files[FILE] = backend.to_str(pretty=False)
+        files["tokenizer_config.json"] = json.dumps(settings, indent=1)
+        names = {key: value for key, value in settings.items() if key.endswith("_token")}
+        files["special_tokens_map.json"] = json.dumps(names, indent=1)
+        return {name: content.encode() for name, content in files.items()}
+
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
-        """Rows `start, ids of the cleaned text, end, pad, pad, ...`: int32 [n, length].
+        """Rows `start, ids of the cleaned text, end, pad, pad, ...`, SigLIP's without start: int32 [n, length].
 
         A text that is too long loses its tail: its row ends with `end_id`.
         """
+        start = () if self.start_id is None else (self.start_id,)
         rows = np.full((len(texts), length), self.pad_id, np.int32)
         for row, text in zip(rows, texts, strict=True):
-            ids = (self.start_id, *self._ids(text)[: length - 2], self.end_id)
+            ids = (*start, *self._ids(text)[: length - len(start) - 1], self.end_id)
             row[: len(ids)] = ids
         return rows
 
     def decode(self, row: Sequence[int]) -> str:
-        """The cleaned text of a row of `encode`, words and signs apart by one space."""
+        """The cleaned text of a row of `encode`; CLIP's with words and signs apart by one space."""
         row = list(row)
-        return self._backend.decode(row[1 : row.index(self.end_id)]).strip()
+        return self._backend.decode(row[self.start_id is not None : row.index(self.end_id)]).strip()
 
     def truncated(self, texts: Iterable[str], length: int) -> int:
         """How many of the texts lose tokens in rows of `length`."""
-        return sum(len(self._ids(text)) > length - 2 for text in texts)
+        return sum(self.count(text) > length for text in texts)
+
+    def count(self, text: str) -> int:
+        """How many ids a text takes, start and end included."""
+        return len(self._ids(text)) + 1 + (self.start_id is not None)
 
     def _ids_of(self, text: str) -> tuple[int, ...]:
-        return tuple(self._backend.encode(clean(text), add_special_tokens=False).ids)
+        cleaned = text if self.start_id is None else clean(text)  # SigLIP's cleaning is the backend's own
+        return tuple(self._backend.encode(cleaned, add_special_tokens=False).ids)
 
 
 def counter() -> tuple[Callable[[str], int], str]:
@@ -138,7 +197,9 @@ def counter() -> tuple[Callable[[str], int], str]:
     """
     if os.environ.get(ENVIRONMENT):
         tokenizer = Tokenizer.load()
-        return lambda text: len(tokenizer._ids(text)) + 2, "CLIP's own tokenizer"
+        if tokenizer.start_id is None:
+            raise UserError(f"${ENVIRONMENT} names a tokenizer of SigLIP; name CLIP's")
+        return tokenizer.count, "CLIP's own tokenizer"
     return estimated_tokens, "an estimate, at five letters a token"
 
 
@@ -175,11 +236,125 @@ def train(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(_clip_bpe([tuple(merge) for merge in merges]))
 
 
-def _clip_bpe(merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+def _clip_ids(backend: tokenizers.Tokenizer) -> tuple[int, int] | None:
+    """Those of CLIP's start and end; None for a vocabulary that is not CLIP's."""
+    ids = (tuple(map(backend.token_to_id, names)) for names in _START_AND_END)
+    return next((pair for pair in ids if None not in pair), None)
+
+
+def _backend(path: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Reads a tokenizer file; SigLIP's gets the cleaning and padding that the settings ask for."""
+    content = _bytes(path)
+    if path.suffix == ".model":
+        backend = sentencepiece.read(content)
+    elif path.suffix == ".json":
+        backend = _from_json(content.decode("utf-8"))
+    else:
+        numbering = _record(path.with_name("vocab.json")) if path.name == "merges.txt" else {}
+        return _clip_bpe(_merges(content.decode("utf-8")), numbering)
+    if not _clip_ids(backend):
+        kind = settings["tokenizer_class"]
+        if kind is None and path.suffix == ".model":  # as big_vision has it
+            kind = "GemmaTokenizer" if backend.id_to_token(_SIGLIP_END) == "<eos>" else "canonicalize"
+        if steps := _cleaning(
+            settings["clean"] or kind, bool(settings["clean"]) or settings.get("do_lower_case", True)
+        ):
+            backend.normalizer = normalizers.Sequence([*steps, *filter(None, [backend.normalizer])])
+        if settings["pad_token"]:
+            backend.enable_padding(pad_token=settings["pad_token"])
+    return backend
+
+
+def _cleaning(kind: str | None, lower: bool) -> list[normalizers.Normalizer]:
+    """What SigLIP's originals do to a text before its tokenizer sees it.
+
+    Args:
+      kind: a tokenizer's class in transformers, or open_clip's name of a cleaning; what is not known here cleans
+        nothing: the tokenizer file has it all.
+      lower: False keeps the case.
+    """
+    lower_case = [normalizers.Lowercase()] if lower else []
+    if kind in ("lower", "GemmaTokenizer", "Siglip2Tokenizer"):  # SigLIP 2 was trained on lower case, Gemma was not
+        return lower_case
+    if kind not in ("canonicalize", "SiglipTokenizer"):
+        return []
+    # Both follow big_vision's `canonicalize_text`, but transformers joins what "_" separates.
+    underscores = [normalizers.Replace("_", " ")] if kind == "canonicalize" else []
+    punctuation = tokenizers.Regex(f"[{re.escape(string.punctuation)}]")
+    spaces = tokenizers.Regex(r"[\s\x1c-\x1f]+")  # Python's \s
+    rest = [normalizers.Replace(punctuation, ""), normalizers.Replace(spaces, " "), normalizers.Strip()]
+    return [*underscores, *lower_case, *rest]
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What a folder's files say about its tokenizer.
+
+    Returns:
+      transformers' settings, and of open_clip's `clean` and `elsewhere` (the repository of the tokenizer's files).
+    """
+    settings = {"tokenizer_class": None, "pad_token": None}
+    settings |= _record(folder / "special_tokens_map.json") | _record(folder / "tokenizer_config.json")
+    try:
+        text = _record(folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
+        settings |= {"clean": text.get("tokenizer_kwargs", {}).get("clean"), "elsewhere": text.get("hf_tokenizer_name")}
+    except AttributeError as error:
+        raise UserError(f"open_clip_config.json is damaged ({error})") from error
+    if isinstance(settings["pad_token"], dict):
+        settings["pad_token"] = settings["pad_token"].get("content")
+    for name in ("tokenizer_class", "pad_token", "clean", "elsewhere"):
+        if not isinstance(settings[name], str | None):
+            raise UserError(f"the settings beside it are damaged: {name} is no text")
+    if settings["tokenizer_class"]:
+        settings["tokenizer_class"] = settings["tokenizer_class"].removesuffix("Fast")
+    return settings
+
+
+def _file_in(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """The file that decides a folder's ids."""
+    names = [FILE, "merges.txt", "spiece.model", "tokenizer.model"]
+    if settings["tokenizer_class"] == "SiglipTokenizer":  # which reads no tokenizer.json
+        names.insert(0, "spiece.model")
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    wanted = f"the files of {settings['elsewhere']}" if settings["elsewhere"] else "CLIP's merges file"
+    raise UserError(f"the folder has no {', no '.join(names)}; name {wanted}, apart")
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; {} where there is none."""
+    try:
+        record = json.loads(_bytes(path)) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path.name} is damaged ({error})") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path.name} is damaged (it holds no object)")
+    return record
+
+
+def _bytes(path: Path) -> bytes:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise UserError(f"{path.name} has more than {_MOST_BYTES >> 20} MiB")
+    return content
+
+
+def _clip_bpe(merges: list[tuple[str, str]], numbering: Mapping[str, int] | None = None) -> tokenizers.Tokenizer:
+    """CLIP's machine with these merges.
+
+    Args:
+      merges: best first.
+      numbering: id of each token; CLIP's own when there is none.
+    """
     letters = _byte_letters()
     words = [*letters, *(letter + _WORD_END for letter in letters), *map("".join, merges), *_START_AND_END[0]]
+    numbering = numbering or {word: i for i, word in enumerate(words)}
+    for merge in merges:
+        if not numbering.keys() >= {*merge, "".join(merge)}:
+            raise UserError(f"the merge {' '.join(merge)[:40]!r} is of tokens out of vocabulary")
     try:
-        model = models.BPE({word: i for i, word in enumerate(words)}, merges, end_of_word_suffix=_WORD_END)
+        model = models.BPE(numbering, merges, end_of_word_suffix=_WORD_END)
     except Exception as error:  # the library's own kind is Exception itself
         raise UserError(str(error)) from error
     backend = tokenizers.Tokenizer(model)
@@ -212,5 +387,7 @@ def _merges(text: str) -> list[tuple[str, str]]:
 def _from_json(text: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library's own kind is Exception itself
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library's own kind is Exception itself, and its panics are not even that
         raise UserError(f"not a {FILE}: {error}") from error
