@@ -43,7 +43,7 @@ def local(spec: str) -> Path:
     except Exception as error:  # the hub's library lets those of the libraries below it through
         reason = error
     try:
-        return Path(fetch(local_files_only=True))
+        return Path(fetch(local_files_only=True, allow_patterns=[]))  # none of which is asked to be there
     except Exception:
         raise UserError(
             f"{spec} cannot be fetched ({' '.join(str(reason).split())[:160]}) and is not in the cache; download the "
