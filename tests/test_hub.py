@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_a_repository_is_fetched_once_without_what_is_not_read_and_found_again_o
     found = local("hf:farm/cows", tmp_path, hub.server_port)
     folder = found.stdout.strip()
     assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors", "tokenizer.json"], found.stderr
-    assert open(f"{folder}/model.safetensors", "rb").read() == FILES["model.safetensors"]
+    assert Path(folder, "model.safetensors").read_bytes() == FILES["model.safetensors"]
     hub.shutdown()
     hub.server_close()
     again = local("hf:farm/cows", tmp_path, hub.server_port)
