@@ -39,8 +39,7 @@ def towers(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Network]:
         pool=config.text.pool,
         projection_bias=config.text.projection_bias,
     )
-    build = encoders.resnet_tower if config.image.layers else encoders.image_tower
-    return {"image": build(image), "text": encoders.text_tower(words)}
+    return {"image": encoders.tower(image), "text": encoders.tower(words)}
 
 
 def _vit(config: ConfigDict) -> vit.ViTConfig:

@@ -3,11 +3,15 @@
 import json
 import struct
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agriclip_jax import encoders, rules
 from agriclip_jax.errors import UserError
 from agriclip_jax.weights import families, importing, names
 
@@ -119,6 +123,23 @@ def shorten(arrays):
     del arrays["transformer.resblocks.1.mlp.c_proj.weight"]
 
 
+def widen(arrays):
+    arrays["visual.transformer.resblocks.1.mlp.c_fc.bias"] = np.zeros(3, np.float32)
+    arrays["ln_final.bias"] = np.zeros((WIDTH, 1), np.float32)
+
+
+def turn(arrays):
+    arrays["text_projection"] = arrays["text_projection"].T
+
+
+def inflate(arrays):
+    arrays["visual.transformer.resblocks.0.ln_1.weight"] = np.zeros(100 * WIDTH, np.float32)
+
+
+def lengthen(arrays):
+    arrays["logit_scale"] = np.zeros(2, np.float32)
+
+
 def strangers(arrays):
     arrays.clear()
     arrays["weight"] = np.zeros(3, np.float32)
@@ -136,6 +157,10 @@ def squeeze(arrays):
         (add, "has visual.adapter.weight, for which this family has no place"),
         (shorten, "lacks transformer.resblocks.1.mlp.c_proj.weight"),
         (squeeze, "8 position embeddings are no square grid"),
+        (widen, r"ln_final.bias is \[64, 1\], should be \[64\]; visual.*1.mlp.c_fc.bias is \[3\], should be \[256\]"),
+        (turn, r"text_projection is \[32, 64\], should be \[64, 64\]"),
+        (lengthen, r"logit_scale is \[2\], should be \[\]"),
+        (inflate, "ask for a tower of .* parameters, which it does not hold"),
         (strangers, "no known family"),
     ],
 )
@@ -147,6 +172,220 @@ def test_a_file_that_does_not_fit_is_one_line_that_names_it(tmp_path, arrays, da
     assert str(file) in str(told.value) and "\n" not in str(told.value)
 
 
+def test_the_model_is_found_among_what_else_a_training_program_saved(tmp_path, arrays):
+    others = {f"optimizer.exp_avg.{i}": np.zeros(3, np.float32) for i in range(100)}
+    teacher = {f"teacher.module.{name}": array for name, array in arrays.items()}
+    head = {"teacher.head.weight": np.zeros(3, np.float32)}
+    model = importing.open_model(save(tmp_path / "weights", others | head | teacher))
+    assert model.container.tensors.keys() == arrays.keys()
+
+
+def test_shapes_of_what_would_be_written_are_known_without_writing(arrays):
+    tables = families.FAMILIES["clip (openai, open_clip)"].towers
+    for rows in tables.values():
+        readers = {name: (lambda array=array: array) for name, array in arrays.items()}
+        ours = dict(names.read(rows, readers))
+        wanted = {name: array.shape for name, array in names.write(rows, ours)}
+        assert names.shapes(rows, {path: array.shape for path, array in ours.items()}) == wanted
+
+
+def folder(path, arrays, **files):
+    path.mkdir()
+    save(path / "model.safetensors", arrays)
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+COLOURS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+OF_TRANSFORMERS = {f"image_{name}": value for name, value in COLOURS.items()}
+
+
+@pytest.mark.parametrize(
+    ("files", "mean", "std"),
+    [
+        ({}, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        ({"open_clip_config": {"model_cfg": {}, "preprocess_cfg": COLOURS}}, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        ({"preprocessor_config": OF_TRANSFORMERS}, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        ({"processor_config": {"image_processor": OF_TRANSFORMERS}}, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        ({"preprocessor_config": OF_TRANSFORMERS | {"do_normalize": False}}, (0, 0, 0), (1, 1, 1)),
+        ({"config": {"pretrained_cfg": COLOURS}}, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+    ],
+)
+def test_the_preprocessing_beside_weights_decides_over_that_of_their_family(tmp_path, arrays, files, mean, std):
+    image = importing.open_model(folder(tmp_path / "model", arrays, **files)).towers["image"]
+    assert (image.mean, image.std) == (mean, std)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"preprocessor_config": {"image_mean": [0, 0, 0], "image_std": [1, 1, 0]}}, "of no three colours"),
+        ({"preprocessor_config": {"image_mean": [0], "image_std": [1]}}, "of no three colours"),
+        ({"preprocessor_config": {"image_mean": ["red"], "image_std": [1]}}, "do not fit together"),
+        ({"preprocessor_config": [1, 2]}, "it holds no names"),
+        ({"open_clip_config": {"model": {}}}, "do not fit together"),
+        ({"open_clip_config": {"model_cfg": {"vision_cfg": {"head_width": 0}}}}, "do not fit together"),
+        ({"open_clip_config": {"model_cfg": {"vision_cfg": {"head_width": 20}}}}, "3 heads do not divide"),
+        ({"open_clip_config": {"model_cfg": {"text_cfg": {"heads": "8"}}}}, "'8' heads do not divide"),
+    ],
+)
+def test_a_configuration_that_is_none_is_one_line(tmp_path, arrays, files, words):
+    with pytest.raises(UserError, match=words) as told:
+        importing.open_model(folder(tmp_path / "model", arrays, **files))
+    assert "\n" not in str(told.value)
+
+
+# ---- big_vision: its modules by their names ----
+
+
+class MlpBlock(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        hidden = linen.gelu(linen.Dense(2 * WIDTH)(x))
+        return linen.Dense(WIDTH)(hidden)
+
+
+class Block(linen.Module):
+    @linen.compact
+    def __call__(self, x, _):
+        y = linen.LayerNorm()(x)
+        x = x + linen.MultiHeadDotProductAttention(num_heads=4)(y, y)
+        return x + MlpBlock()(linen.LayerNorm()(x)), None
+
+
+class Encoder(linen.Module):
+    scanned: bool
+
+    @linen.compact
+    def __call__(self, x):
+        if self.scanned:
+            stack = linen.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=LAYERS)
+            x, _ = stack(name="encoderblock")(x, None)
+        else:
+            for i in range(LAYERS):
+                x, _ = Block(name=f"encoderblock_{i}")(x, None)
+        return linen.LayerNorm(name="encoder_norm")(x)
+
+
+class MAPHead(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        probe = self.param("probe", linen.initializers.normal(), (1, 1, x.shape[-1]))
+        x = linen.MultiHeadDotProductAttention(num_heads=4)(jnp.tile(probe, [len(x), 1, 1]), x)
+        return (x + MlpBlock()(linen.LayerNorm()(x)))[:, 0]
+
+
+class Vit(linen.Module):
+    pool: str
+    scanned: bool
+
+    @linen.compact
+    def __call__(self, images):
+        x = linen.Conv(WIDTH, (PATCH, PATCH), strides=(PATCH, PATCH), padding="VALID", name="embedding")(images)
+        x = x.reshape(len(x), -1, WIDTH)
+        x = x + self.param("pos_embedding", linen.initializers.normal(), (1, GRID**2, WIDTH))
+        if self.pool == "cls":
+            cls = self.param("cls", linen.initializers.normal(), (1, 1, WIDTH))
+            x = jnp.concatenate([jnp.tile(cls, [len(x), 1, 1]), x], axis=1)
+        x = Encoder(self.scanned, name="Transformer")(x)
+        return {"cls": lambda: x[:, 0], "mean": lambda: x.mean(1), "attention": lambda: MAPHead()(x)}[self.pool]()
+
+
+@pytest.mark.parametrize(
+    ("pool", "scanned", "save_to", "prefix"),
+    [
+        ("cls", False, np.savez, ""),
+        ("mean", True, np.savez_compressed, "params/"),
+        ("attention", True, np.savez, "params/"),
+    ],
+)
+def test_a_vit_of_big_vision_computes_what_its_modules_in_flax_compute(tmp_path, pool, scanned, save_to, prefix):
+    rng, module = np.random.default_rng(0), Vit(pool, scanned)
+    images = rng.integers(0, 256, (2, PATCH * GRID, PATCH * GRID, 3), np.uint8)
+    pixels = jnp.asarray(images / 127.5 - 1, jnp.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), pixels)["params"]
+    params = jax.tree.map(lambda leaf: np.float32(0.4 * rng.standard_normal(leaf.shape)), shapes)
+    saved = {prefix + path: np.asarray(array) for path, array in rules.flatten(params).items()}
+    save_to(tmp_path / "vit.npz", **saved, **{prefix + "head/kernel": np.zeros((WIDTH, 10), np.float32)})
+    model = importing.open_model(tmp_path / "vit.npz")
+    assert (model.family, model.towers["image"].pool) == ("vit (big_vision)", pool)
+    network = encoders.tower(model.towers["image"])
+    found = jax.jit(network)(model.params("image"), images).pooled
+    wanted = jax.jit(module.apply)({"params": params}, pixels)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert np.std(wanted) > 0.3
+
+
+def test_a_pickled_object_in_an_npz_stays_unread(tmp_path):
+    np.savez(tmp_path / "vit.npz", **{"params/img/embedding/kernel": np.array([{}], object)})
+    with pytest.raises(UserError, match="which is no tensor"):
+        importing.open_model(tmp_path / "vit.npz")
+
+
+@pytest.mark.parametrize("shape", [(), (0, 4), (10**9, 0)])
+def test_a_scanned_stack_of_no_sensible_depth_is_one_line(tmp_path, shape):
+    np.savez(tmp_path / "vit.npz", **{"Transformer/encoderblock/LayerNorm_0/scale": np.zeros(shape, np.float32)})
+    with pytest.raises(UserError, match="no known family"):
+        importing.open_model(tmp_path / "vit.npz")
+
+
+# ---- AgriCLIP's aligner ----
+
+
+def an_image_tower(path, rng):
+    """DINO's names, an image tower without a projection."""
+    shapes = {"cls_token": (1, 1, WIDTH), "pos_embed": (1, GRID**2 + 1, WIDTH)}
+    shapes |= {"patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH), "patch_embed.proj.bias": (WIDTH,)}
+    layers = {"attn.qkv": 3 * WIDTH, "attn.proj": WIDTH, "mlp.fc1": WIDTH, "mlp.fc2": WIDTH}
+    shapes |= {f"blocks.0.{name}.weight": (out, WIDTH) for name, out in layers.items()}
+    shapes |= {f"blocks.0.{name}.bias": (out,) for name, out in layers.items()}
+    shapes |= {
+        f"{name}.{x}": (WIDTH,) for name in ("blocks.0.norm1", "blocks.0.norm2", "norm") for x in ("weight", "bias")
+    }
+    return importing.open_model(
+        save(path, {n: np.asarray(rng.standard_normal(s), np.float32) for n, s in shapes.items()})
+    )
+
+
+def test_an_aligner_becomes_the_projection_and_its_bias_is_divided_by_c1_on_request(tmp_path):
+    rng = np.random.default_rng(0)
+    tower = an_image_tower(tmp_path / "dino", rng)
+    aligner = {"W": rng.standard_normal((8, WIDTH)).astype(np.float32), "b": rng.standard_normal(8).astype(np.float32)}
+    file = save(tmp_path / "aligner", aligner)
+    released, right = (importing.with_aligner(tower, file, variance) for variance in (None, 0.5))
+    assert (released.towers["image"].embed_dim, released.towers["image"].projection_bias) == (8, True)
+    assert tower.towers["image"].embed_dim == 0
+    np.testing.assert_array_equal(released.params("image")["projection"]["kernel"], aligner["W"].T)
+    np.testing.assert_array_equal(released.params("image")["projection"]["bias"], aligner["b"])
+    np.testing.assert_allclose(
+        right.params("image")["projection"]["bias"], aligner["b"] / 3, rtol=1e-6
+    )  # sqrt(4.5/0.5)
+
+
+@pytest.mark.parametrize(
+    ("aligner", "variance", "words"),
+    [
+        ({"W": (8, WIDTH)}, None, "is no aligner"),
+        ({"W": (8, WIDTH), "b": (7,)}, None, "is no aligner"),
+        ({"W": (8, WIDTH), "b": (8,), "x": (1,)}, None, "is no aligner"),
+        ({"W": (8, 5), "b": (8,)}, None, "aligns features of width 5; those of .* have 64"),
+        ({"W": (8, WIDTH), "b": (8,)}, 0.0, "a positive number, not 0.0"),
+    ],
+)
+def test_what_is_no_aligner_of_a_tower_is_one_line(tmp_path, aligner, variance, words):
+    tower = an_image_tower(tmp_path / "dino", np.random.default_rng(0))
+    file = save(tmp_path / "aligner", {name: np.zeros(shape, np.float32) for name, shape in aligner.items()})
+    with pytest.raises(UserError, match=words):
+        importing.with_aligner(tower, file, variance)
+
+
+def test_a_tower_that_has_a_projection_takes_no_aligner(tmp_path, arrays):
+    model = importing.open_model(save(tmp_path / "clip", arrays))
+    with pytest.raises(UserError, match="no image tower without a projection"):
+        importing.with_aligner(model, tmp_path / "clip")
+
+
 @settings(deadline=None, max_examples=30)
 @given(how=st.sampled_from(sorted(names.HOW)), seed=st.integers(0, 99))
 def test_every_way_of_a_row_is_undone_by_its_other_direction(how, seed):
@@ -154,10 +393,13 @@ def test_every_way_of_a_row_is_undone_by_its_other_direction(how, seed):
     shapes = {
         "same": [(5, 4)],
         "dense": [(4, 6), (4, 6), (4, 6)],
+        "side_by_side": [(6, 4), (6, 4), (6, 4)],
+        "without_bias": [(12, 4)],
         "query_and_value": [(6,), (6,)],
         "query_and_key_value": [(12, 4)],
         "batch_of_one": [(1, 3, 4)],
         "patch": [(6, 3, 4, 4)],
+        "patch_innermost_width": [(4, 4, 3, 6)],
         "convolution": [(6, 5, 3, 3)],
         "class_and_positions": [(6,), (10, 6)],
         "class_and_positions_of_one": [(1, 1, 6), (1, 10, 6)],
@@ -175,4 +417,4 @@ def test_no_family_is_taken_for_another():
         theirs = {
             layer.replace("{}", "0").replace("{1}", "1") for row in [*rows, *family.scale] for layer in row.theirs
         }
-        assert families.recognise(theirs, "it") == name
+        assert families.recognise(theirs, "it") == (name, family)

@@ -15,7 +15,7 @@ from agriclip_jax.encoders import layers, resnet, text, vit
 from agriclip_jax.encoders.dino_head import DinoHead
 from agriclip_jax.errors import UserError, near_misses
 
-__all__ = ["DinoHead", "Network", "block_config", "image_tower", "logit_scale", "resnet_tower", "text_tower"]
+__all__ = ["DinoHead", "Network", "block_config", "image_tower", "logit_scale", "resnet_tower", "text_tower", "tower"]
 
 MAX_LOGIT_SCALE = 4.605170185988092  # ln 100 (CLIP, arXiv 2103.00020 section 2.5)
 
@@ -100,6 +100,12 @@ def text_tower(config: text.TextConfig) -> Network:
     if config.pool not in text.POOLS:
         raise UserError(f"unknown text pool {config.pool!r}{near_misses(config.pool, text.POOLS)}")
     return Network(lambda rngs: text.TextTransformer(config, rngs))
+
+
+def tower(config: vit.ViTConfig | resnet.ResNetConfig | text.TextConfig) -> Network:
+    """The tower of a configuration, of whichever kind that is; raises `UserError` as its builder does."""
+    builders = {vit.ViTConfig: image_tower, resnet.ResNetConfig: resnet_tower, text.TextConfig: text_tower}
+    return builders[type(config)](config)
 
 
 def logit_scale(temperature: float) -> jax.Array:

@@ -61,7 +61,7 @@ class TextTransformer(nnx.Module):
         if config.pool == "last":
             return x[:, -1]
         if config.pool == "end":
-            return x[jnp.arange(x.shape[0]), lengths - 1]
+            return jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
         real = (jnp.arange(x.shape[1]) < lengths[:, None])[..., None]
         return jnp.sum(x * real, axis=1) / lengths[:, None].astype(x.dtype)
 

@@ -1,20 +1,29 @@
-"""A checkpoint of others as our towers: its family found, its names checked, its parameters read row by row."""
+"""A checkpoint of others as our towers: its family found, its names and shapes checked, its parameters read by row."""
 
+import dataclasses
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
-from agriclip_jax import rules
+from agriclip_jax import encoders, rules
 from agriclip_jax.errors import UserError
 from agriclip_jax.files import read_record
-from agriclip_jax.weights import names
-from agriclip_jax.weights.containers import Container, open_weights
-from agriclip_jax.weights.families import FAMILIES, Tower, recognise
+from agriclip_jax.weights import big_vision, families, names
+from agriclip_jax.weights.containers import Container, Tensor, open_weights
+from agriclip_jax.weights.family import Tower
+from agriclip_jax.weights.names import Row
 
 MOST_SETTINGS = 16 << 20  # bytes of a configuration file
+ALIGNED_VARIANCE = 4.5  # to which AgriCLIP's aligner scales the features of both sides before it is fitted
+
+# What training programs put before the names of a model.
+WRAPPING = re.compile(r"(?:(?:state_dict|model|teacher|module|backbone|params|opt|target)[./])*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +32,16 @@ class Foreign:
 
     Attributes:
       path: where it lies.
-      family: a key of `families.FAMILIES`.
+      family: a key of `families.FAMILIES`, or two joined by " + ".
       towers: "image" and "text", where it has them: the configuration of each.
+      tables: the name map of each tower, and of its "scale".
       container: its arrays.
     """
 
     path: Path
     family: str
     towers: Mapping[str, Tower]
+    tables: Mapping[str, tuple[Row, ...]]
     container: Container
 
     def leaves(self, tower: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -39,7 +50,7 @@ class Foreign:
         Raises:
           UserError: an array cannot be read.
         """
-        return names.read(FAMILIES[self.family].towers[tower], self._arrays)
+        return names.read(self.tables[tower], {name: tensor.read for name, tensor in self.container.tensors.items()})
 
     def params(self, tower: str) -> dict[str, Any]:
         """A tower's parameters, all of them in memory."""
@@ -47,11 +58,7 @@ class Foreign:
 
     def scale(self) -> dict[str, np.ndarray]:
         """`logit_scale`, float32 [], and `logit_bias` where the family has one; empty for an image tower alone."""
-        return dict(names.read(FAMILIES[self.family].scale, self._arrays))
-
-    @property
-    def _arrays(self) -> dict[str, Any]:
-        return {name: tensor.read for name, tensor in self.container.tensors.items()}
+        return dict(self.leaves("scale"))
 
 
 def open_model(path: Path | str) -> Foreign:
@@ -60,37 +67,153 @@ def open_model(path: Path | str) -> Foreign:
     Raises:
       UserError: it cannot be read, is of no known family, or its arrays are not those of its family.
     """
-    path = Path(path)
-    container = _without_wrapping(open_weights(path))
-    shapes = {name: tensor.shape for name, tensor in container.tensors.items()}
-    family = recognise(shapes, str(path))
-    rows = [row for tower in FAMILIES[family].towers.values() for row in tower]
-    names.check([*rows, *FAMILIES[family].scale], shapes, FAMILIES[family].ignored, str(path))
+    path = Path(path).expanduser()
+    container = open_weights(path)
+    models = list(_models(container))
+    tensors, heads = next((model for model in models if families.find(model[0])), models[0])
+    name, family = families.recognise(tensors, str(path))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    tables = {**family.towers, "scale": family.scale}
+    rows = [row for table in tables.values() for row in table]
+    used = names.check(rows, shapes, family.ignored, str(path))
     try:
-        towers = FAMILIES[family].configure(shapes, _settings(path))
+        towers = family.configure(shapes, heads or _settings(path))
+        if "image" in towers:
+            towers["image"] = dataclasses.replace(towers["image"], **_colours(path))
+        found = {name: shapes[name] for name in used}
+        wanted = _wanted(family, towers, found)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{path}: its configuration and its arrays do not fit together ({error!r:.120})") from error
-    return Foreign(path, family, towers, container)
+    _compare(found, wanted, path)
+    return Foreign(path, name, towers, tables, dataclasses.replace(container, tensors=tensors))
 
 
-def _without_wrapping(container: Container) -> Container:
-    """The same arrays without what training programs put before their names."""
-    tensors = container.tensors
-    for prefix in ("state_dict.", "model.", "teacher.", "module.", "backbone."):
-        if any(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    return Container(container.format, tensors, container.values)
+def with_aligner(model: Foreign, path: Path | str, variance: float | None = None) -> Foreign:
+    """A model whose image tower is projected into another's space as AgriCLIP's release does it (arXiv 2410.01407).
+
+    The release fits W [embed_dim, width] and b [embed_dim] to c1 * features and c2 * targets, where for either
+    c = sqrt(4.5 / variance). To features as they are that map has the kernel W * c1 / c2 and the bias b / c2, but the
+    file holds both times c1 / c2: its bias is c1 times what it should be, and c1 is not in the file.
+
+    Args:
+      model: with an image tower that has no projection, such as DINO's ResNet-50.
+      path: of the aligner, a checkpoint with "W" and "b".
+      variance: of the pooled features of the images it was fitted on, mean(f^2) - mean(f)^2 over all images and
+        channels at once, to correct the bias by; `None` keeps it as it was released.
+
+    Raises:
+      UserError: the file is no aligner, or not one of this tower.
+    """
+    aligner, tower = open_weights(path).tensors, model.towers.get("image")
+    if tower is None or tower.embed_dim:
+        raise UserError(f"{model.path} has no image tower without a projection, which is what an aligner takes")
+    shapes = {name: tensor.shape for name, tensor in aligner.items()}
+    if shapes.keys() != {"W", "b"} or len(shapes["W"]) != 2 or shapes["b"] != shapes["W"][:1]:
+        raise UserError(f"{path} is no aligner, which holds W [embed_dim, width] and b [embed_dim] and nothing else")
+    embed_dim, width = shapes["W"]
+    if width != tower.features:
+        raise UserError(f"{path} aligns features of width {width}; those of {model.path} have {tower.features}")
+    if variance is not None and not 0 < variance < math.inf:
+        raise UserError(f"the variance of features is a positive number, not {variance}")
+    excess = 1.0 if variance is None else math.sqrt(ALIGNED_VARIANCE / variance)
+    bias = Tensor(shapes["b"], np.dtype("float32"), lambda: (aligner["b"].read() / excess).astype(np.float32))
+    tensors = {**model.container.tensors, "aligner.weight": aligner["W"], "aligner.bias": bias}
+    return dataclasses.replace(
+        model,
+        family=f"{model.family} + aligner (agriclip)",
+        towers={**model.towers, "image": dataclasses.replace(tower, embed_dim=embed_dim, projection_bias=True)},
+        tables={**model.tables, "image": (*model.tables["image"], *names.dense("projection", "aligner"))},
+        container=dataclasses.replace(model.container, tensors=tensors),
+    )
+
+
+def _models(container: Container) -> Iterator[tuple[dict[str, Tensor], dict[str, int]]]:
+    """Arrays and heads of each model in a checkpoint, without what is put before their names; the largest first."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in container.tensors.items():
+        before = WRAPPING.match(name)[0]
+        groups.setdefault(before, {})[name.removeprefix(before)] = tensor
+    yield from map(big_vision.plain, sorted(groups.values(), key=len, reverse=True))
+
+
+def _wanted(
+    family: families.Family, towers: Mapping[str, Tower], found: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes that the arrays of such towers have in a file of a family.
+
+    Raises:
+      UserError: of towers that are far larger than the arrays that were found.
+    """
+    wanted = names.shapes(family.scale, {row.ours[0]: () for row in family.scale if row.theirs[0] in found})
+    largest = 2 * sum(map(math.prod, found.values()))
+    for tower, config in towers.items():
+        leaves = rules.flatten(nnx.to_pure_dict(encoders.tower(config).shapes))
+        ours = {path: leaf.shape for path, leaf in leaves.items()}
+        # Some rows join arrays even when only shapes are asked for, so a few hostile ones must not ask for much.
+        if (size := sum(map(math.prod, ours.values()))) > largest:
+            raise UserError(f"its shapes ask for a tower of {size:,} parameters, which it does not hold; fetch it anew")
+        wanted |= names.shapes(family.towers[tower], ours)
+    return wanted
+
+
+def _compare(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Sees that the arrays that a name map takes up are those of the towers they ask for.
+
+    Raises:
+      UserError: some are of other shapes, missing, or too many; the first are named.
+    """
+    wrong = [
+        f"{name} is {list(found[name]) if name in found else 'absent'}, should be "
+        f"{list(wanted[name]) if name in wanted else 'absent'}"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{path}: {'; '.join(wrong[:3])}{more}; it is damaged, or of another family")
+
+
+def _record(folder: Path, name: str) -> Mapping[str, Any]:
+    """A JSON file in a folder; empty where there is none."""
+    file = folder / name
+    if not file.is_file():
+        return {}
+    if file.stat().st_size > MOST_SETTINGS:
+        raise UserError(f"{file} is larger than {MOST_SETTINGS >> 20} MiB; that is no configuration")
+    said = read_record(file)
+    if not isinstance(said, dict):
+        raise UserError(f"{file} is damaged (it holds no names); fetch it anew")
+    return said
 
 
 def _settings(path: Path) -> Mapping[str, Any]:
-    """What config.json or open_clip_config.json in a folder says of the model; empty where there is neither."""
-    for name, key in (("open_clip_config.json", "model_cfg"), ("config.json", "")):
-        file = path / name
-        if file.is_file():
-            if file.stat().st_size > MOST_SETTINGS:
-                raise UserError(f"{file} is larger than {MOST_SETTINGS >> 20} MiB; that is no configuration")
-            said = read_record(file, *([key] if key else []))
-            return {"quick_gelu": False, **said[key]} if key else said
+    """What open_clip_config.json or config.json in a folder says of the model; empty where there is neither."""
+    if said := _record(path, "open_clip_config.json"):
+        return {"quick_gelu": False, **said["model_cfg"]}
+    return _record(path, "config.json")
+
+
+def _colours(folder: Path) -> dict[str, tuple[float, ...]]:
+    """Mean and deviation of pixels as a folder's preprocessing has them; empty where it says nothing.
+
+    Raises:
+      UserError: they are none.
+    """
+    processor = _record(folder, "preprocessor_config.json")
+    processor = processor or _record(folder, "processor_config.json").get("image_processor") or {}
+    if processor.get("do_normalize") is False:
+        return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    said = (
+        {name: processor.get(f"image_{name}") for name in ("mean", "std")},
+        _record(folder, "open_clip_config.json").get("preprocess_cfg") or {},
+        _record(folder, "config.json").get("pretrained_cfg") or {},
+    )
+    for found in said:
+        if found.get("mean") and found.get("std"):
+            mean, std = (tuple(float(x) for x in found[name]) for name in ("mean", "std"))
+            if not (len(mean) == len(std) == 3 and all(map(math.isfinite, mean + std)) and min(std) > 0):
+                raise UserError(f"its preprocessing subtracts {mean} and divides by {std}; that is of no three colours")
+            return {"mean": mean, "std": std}
     return {}

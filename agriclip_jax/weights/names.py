@@ -52,10 +52,14 @@ def _patch(arrays: Arrays) -> Arrays:
     return [kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))]
 
 
-def _convolution(arrays: Arrays, count: int) -> Arrays:
+def _patches(arrays: Arrays, count: int) -> Arrays:
     (kernel,) = arrays
     side = math.isqrt(len(kernel) // 3)
-    return [kernel.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)]
+    return [kernel.reshape(side, side, 3, -1)]
+
+
+def _convolution(arrays: Arrays, count: int) -> Arrays:
+    return [_patches(arrays, count)[0].transpose(3, 2, 0, 1)]
 
 
 def _class_and_positions(arrays: Arrays) -> Arrays:
@@ -74,16 +78,26 @@ def _query_and_key_value(arrays: Arrays) -> Arrays:
     return [query.T, np.concatenate([key, value]).T]
 
 
+def _without_bias(arrays: Arrays, count: int) -> Arrays:
+    kernel, bias = arrays
+    if np.any(bias):
+        raise UserError("a tower whose queries, keys and values have a bias cannot be named as one that has none")
+    return [kernel.T]
+
+
 HOW = {
     "same": How(list, lambda a, n: a),
     # A vector is its own transpose, so biases go the same way.
     "dense": How(lambda a: [np.concatenate(a).T], lambda a, n: np.split(a[0].T, n)),
+    "side_by_side": How(lambda a: [np.concatenate(a, axis=-1)], lambda a, n: np.split(a[0], n, axis=-1)),
+    "without_bias": How(lambda a: [a[0].T, np.zeros(len(a[0]), a[0].dtype)], _without_bias),
     "query_and_value": How(
         lambda a: [np.concatenate([a[0], np.zeros_like(a[0]), a[1]])], lambda a, n: np.split(a[0], 3)[::2]
     ),
     "query_and_key_value": How(_query_and_key_value, lambda a, n: [np.concatenate([a[0].T, a[1].T])]),
     "batch_of_one": How(lambda a: [a[0][0]], lambda a, n: [a[0][None]]),
     "patch": How(_patch, _convolution),
+    "patch_innermost_width": How(lambda a: [a[0].reshape(-1, a[0].shape[-1])], _patches),
     "convolution": How(lambda a: [a[0].transpose(2, 3, 1, 0)], lambda a, n: [a[0].transpose(3, 2, 0, 1)]),
     # Theirs adds a place to the class token, at row 0; ours keeps the sum.
     "class_and_positions": How(_class_and_positions, _with_class_place),
@@ -105,7 +119,7 @@ def read(rows: Iterable[Row], arrays: Mapping[str, Callable[[], np.ndarray]]) ->
             continue
         layers = [
             HOW[row.how].read([np.asarray(arrays[name](), np.float32) for name in names])
-            for names in _layers(row, _depth(row, arrays))
+            for names in _layers(row, _there(row, arrays))
         ]
         for i, path in enumerate(row.ours):
             found = np.stack([layer[i] for layer in layers]) if _stacked(row) else layers[0][i]
@@ -119,17 +133,27 @@ def write(rows: Iterable[Row], params: Mapping[str, np.ndarray]) -> Iterator[tup
       rows: a table.
       params: ours, by path.
     """
+    for name, array in _written(rows, params):
+        yield name, np.asarray(array, order="C")
+
+
+def shapes(rows: Iterable[Row], ours: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Their names and shapes, of parameters of our shapes; no parameter is held."""
+    params = {path: np.broadcast_to(np.zeros((), np.uint8), shape) for path, shape in ours.items()}
+    return {name: array.shape for name, array in _written(rows, params)}
+
+
+def _written(rows: Iterable[Row], params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     for row in rows:
         if row.optional and row.ours[0] not in params:
             continue
         ours = [np.asarray(params[path]) for path in row.ours]
         layers = zip(*ours, strict=True) if _stacked(row) else [ours]
         for names, layer in zip(_layers(row, len(ours[0]) if _stacked(row) else 1), layers, strict=True):
-            for name, array in zip(names, HOW[row.how].write(layer, len(names)), strict=True):
-                yield name, np.asarray(array, order="C")
+            yield from zip(names, HOW[row.how].write(layer, len(names)), strict=True)
 
 
-def check(rows: Iterable[Row], names: Collection[str], ignored: str, where: str) -> None:
+def check(rows: Iterable[Row], names: Collection[str], ignored: str, where: str) -> set[str]:
     """Sees that a table and the names in a file agree.
 
     Args:
@@ -137,6 +161,9 @@ def check(rows: Iterable[Row], names: Collection[str], ignored: str, where: str)
       names: in the file.
       ignored: regular expression of whole names that need no row.
       where: the file, for the error.
+
+    Returns:
+      The names that the table takes up.
 
     Raises:
       UserError: names are missing in the file, or are not in the table.
@@ -146,7 +173,7 @@ def check(rows: Iterable[Row], names: Collection[str], ignored: str, where: str)
         name
         for row in rows
         if not row.optional or _present(row, names)
-        for layer in _layers(row, _depth(row, names))
+        for layer in _layers(row, _there(row, names))
         for name in layer
     }
     missing = sorted(wanted - set(names))
@@ -156,6 +183,20 @@ def check(rows: Iterable[Row], names: Collection[str], ignored: str, where: str)
         raise UserError(f"{where} lacks {_some(missing)}{near}; it is damaged, or of another family")
     if extra:
         raise UserError(f"{where} has {_some(extra)}, for which this family has no place")
+    return wanted
+
+
+def depth(name: str, names: Collection[str]) -> int:
+    """How many layers a file has of a stack.
+
+    Args:
+      name: of an array of it, with {}.
+      names: in the file; an array of any name counts its layer, so that one that another layer lacks is missed.
+    """
+    place = _LAYER.search(name)
+    before, after = name[: place.start()], name[place.end()]
+    found = (re.match(f"{re.escape(before)}(\\d{{1,4}}){re.escape(after)}", other) for other in names)
+    return max((1 + int(match[1]) for match in found if match), default=0)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -176,13 +217,9 @@ def _layers(row: Row, depth: int) -> list[list[str]]:
     return [[_LAYER.sub(str(i), name) for name in row.theirs] for i in range(_first(row), _first(row) + depth)]
 
 
-def _depth(row: Row, names: Collection[str]) -> int:
-    """How many layers a file has; at least one, so that a row of which nothing is there is missed."""
-    if not _stacked(row):
-        return 1
-    before = row.theirs[0][: _LAYER.search(row.theirs[0]).start()]
-    found = (re.match(f"{re.escape(before)}(\\d{{1,4}})\\.", name) for name in names)
-    return max(1, 1 + max((int(match[1]) for match in found if match), default=0) - _first(row))
+def _there(row: Row, names: Collection[str]) -> int:
+    """How many layers of a row to look for; at least one, so that a row of which nothing is there is missed."""
+    return max(1, depth(row.theirs[0], names) - _first(row)) if _stacked(row) else 1
 
 
 def _present(row: Row, names: Collection[str]) -> bool:
@@ -190,6 +227,16 @@ def _present(row: Row, names: Collection[str]) -> bool:
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def within(prefix: str, rows: Iterable[Row]) -> tuple[Row, ...]:
+    """The same table of arrays whose names begin with a prefix."""
+    return tuple(row._replace(theirs=tuple(prefix + name for name in row.theirs)) for row in rows)
+
+
+def optional(rows: Iterable[Row]) -> list[Row]:
+    """The same rows for models that may be without them."""
+    return [row._replace(optional=True) for row in rows]
 
 
 def dense(ours: str, *theirs: str, bias: bool = True) -> list[Row]:

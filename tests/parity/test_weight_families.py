@@ -9,17 +9,11 @@ import pytest
 from flax import nnx
 
 from agriclip_jax import encoders, rules
-from agriclip_jax.encoders import resnet, text, vit
 from agriclip_jax.errors import UserError
 from agriclip_jax.weights import families, importing, names
 
 pytestmark = pytest.mark.parity
 
-TOWERS = {
-    vit.ViTConfig: encoders.image_tower,
-    resnet.ResNetConfig: encoders.resnet_tower,
-    text.TextConfig: encoders.text_tower,
-}
 DEPTH = 2
 BLOCKS = {"hidden_size": 48, "num_hidden_layers": DEPTH, "num_attention_heads": 4}
 SQUARE = {"image_size": 32, "patch_size": 8}
@@ -32,11 +26,11 @@ def imported(path):
     model = importing.open_model(path)
     networks, params = {}, {}
     for tower, config in model.towers.items():
-        networks[tower] = TOWERS[type(config)](config)
+        networks[tower] = encoders.tower(config)
         params[tower] = model.params(tower)
         wanted = jax.tree.map(np.shape, nnx.to_pure_dict(networks[tower].shapes))
         assert jax.tree.map(np.shape, params[tower]) == wanted
-        rows, flat = families.FAMILIES[model.family].towers[tower], rules.flatten(params[tower])
+        rows, flat = model.tables[tower], rules.flatten(params[tower])
         written = dict(names.write(rows, flat))
         assert all(array.shape == model.container.tensors[name].shape for name, array in written.items())
         again = dict(names.read(rows, {name: (lambda array=array: array) for name, array in written.items()}))
@@ -288,15 +282,14 @@ def test_full_sizes_match_name_by_name_and_shape_by_shape(transformers, torch, n
     with torch.device("meta"):
         theirs = getattr(transformers, f"{kind}Model")(config)
     theirs_names = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
-    family = families.FAMILIES[families.recognise(theirs_names, name)]
+    _, family = families.recognise(theirs_names, name)
     rows = [row for tower in family.towers.values() for row in tower]
-    names.check([*rows, *family.scale], theirs_names, family.ignored, name)
-    arrays = {name: (lambda shape=shape: np.zeros(shape, np.float32)) for name, shape in theirs_names.items()}
+    used = names.check([*rows, *family.scale], theirs_names, family.ignored, name)
+    wanted = {row.theirs[0]: theirs_names[row.theirs[0]] for row in family.scale}
     for tower, made in family.configure(theirs_names, json.loads(config.to_json_string())).items():
-        network = (encoders.text_tower if tower == "text" else encoders.image_tower)(made)
-        wanted = {path: leaf.shape for path, leaf in rules.flatten(nnx.to_pure_dict(network.shapes)).items()}
-        found = {path: array.shape for path, array in names.read(family.towers[tower], arrays)}
-        assert found == wanted
+        leaves = rules.flatten(nnx.to_pure_dict(encoders.tower(made).shapes))
+        wanted |= names.shapes(family.towers[tower], {path: leaf.shape for path, leaf in leaves.items()})
+    assert wanted == {name: theirs_names[name] for name in used}
 
 
 def test_dinov2_giant_at_its_full_width(transformers, torch, tmp_path):
