@@ -15,7 +15,7 @@ from agriclip_jax import inference, recipe, rules
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import vit
 from agriclip_jax.errors import UserError
-from agriclip_jax.weights import hub, importing
+from agriclip_jax.weights import beside, hub, importing
 from agriclip_jax.weights.families import Tower
 
 TOWERS = ("image", "text")
@@ -30,11 +30,13 @@ class Source(Protocol):
       path: where it lies.
       family: what kind of model it is.
       towers: "image" and "text", where it has them.
+      preparation: "resize", "crop_share" and "filter" of `data.views.EvalView`.
     """
 
     path: Path
     family: str
     towers: Mapping[str, Tower]
+    preparation: Mapping[str, Any]
 
     def leaves(self, tower: str) -> Iterator[tuple[str, np.ndarray]]:
         """Paths and float32 arrays of a tower's parameters, one after the other."""
@@ -53,6 +55,8 @@ class Run:
         self.path = path
         self._model = inference.load(path)
         self.towers = {tower: self._model.towers[tower].config for tower in TOWERS}
+        image = self._model.config.image
+        self.preparation = {name: image[name] for name in ("resize", "crop_share", "filter")}
 
     def leaves(self, tower: str) -> Iterator[tuple[str, np.ndarray]]:
         for path, array in rules.flatten(self._model.params[tower]).items():
@@ -118,6 +122,7 @@ def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[
         decided |= {f"{tower}.{name}": value for name, value in options.items()}
     if image:
         decided["image.projection"] = projected
+        decided |= {f"image.{name}": value for name, value in found["image"].preparation.items()}
     if text:
         short = config.text.context_length if text.pool != "last" else math.inf
         decided["text.context_length"] = min(text.context_length, short)
@@ -170,7 +175,7 @@ def tokenizer(source: Source, path: str = "") -> Tokenizer:
       UserError: there is none (AGRICLIP_BPE may name CLIP's), or it is another tower's.
     """
     try:
-        found = Tokenizer.load(path or (source.path if source.path.is_dir() else ""))
+        found = Tokenizer.load(path or beside.folder_of(source.path) or "")
     except UserError as error:
         if path:
             raise

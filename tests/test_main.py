@@ -333,7 +333,7 @@ def test_a_first_start_killed_while_it_wrote_who_it_is_starts_again(finished, co
     (workdir / f"{command.IDENTITY[written]}.partial").write_text('{"half')
     config, alive = tiny.config(), Alive.open(corpus)
     assert not command.is_finished(workdir, config, alive, extend=False, say=print)
-    tokenizer = command.run_tokenizer(workdir, config, alive, lambda line: None)
+    tokenizer = command.run_tokenizer(workdir, config, {}, alive, lambda line: None)
     command.prepare_workdir(workdir, config, tokenizer, *command.what_was_seen(alive))
     assert sorted(p.name for p in workdir.iterdir()) == sorted(command.IDENTITY)
 
@@ -345,7 +345,7 @@ def test_another_tokenizer_is_another_run(finished, corpus, tmp_path):
 
 
 def test_captions_that_are_cut_are_counted_and_said(corpus, tmp_path, capsys):
-    command.run_tokenizer(tmp_path, tiny.config(text__context_length=4), Alive.open(corpus), print)
+    command.run_tokenizer(tmp_path, tiny.config(text__context_length=4), {}, Alive.open(corpus), print)
     count = len(pipeline.captions(Alive.open(corpus), "train", ("template",)))
     assert capsys.readouterr().out == (
         f"captions: {count} of {count} are longer than config.text.context_length=4 and are cut\n"

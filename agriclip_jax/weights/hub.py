@@ -38,17 +38,23 @@ def local(spec: str) -> Path:
         raise UserError(f"{spec}: needs the package huggingface_hub: pip install 'agriclip-jax[hub]'") from None
     fetch = functools.partial(hub.snapshot_download, name, revision=revision or None)
     try:
-        files = hub.HfApi().list_repo_files(name, revision=revision or None)
-        return Path(fetch(allow_patterns=[*BESIDE, *_weights(files)]))
+        wanted = _weights(hub.HfApi().list_repo_files(name, revision=revision or None))
+        return _model(Path(fetch(allow_patterns=[*BESIDE, *wanted])))
     except Exception as error:  # the hub's library lets those of the libraries below it through
         reason = error
     try:
-        return Path(fetch(local_files_only=True, allow_patterns=[]))  # none of which is asked to be there
+        return _model(Path(fetch(local_files_only=True, allow_patterns=[])))  # none of which is asked to be there
     except Exception:
         raise UserError(
             f"{spec} cannot be fetched ({' '.join(str(reason).split())[:160]}) and is not in the cache; download the "
             f"files of https://huggingface.co/{name} elsewhere and give their folder instead"
         ) from reason
+
+
+def _model(folder: Path) -> Path:
+    """A repository in the cache, or of several models in it the one that is looked for first."""
+    found = [name for name in WEIGHTS if (folder / name).is_file()]
+    return folder / found[0] if len(found) > 1 else folder
 
 
 def _weights(files: Sequence[str]) -> list[str]:

@@ -13,13 +13,11 @@ from flax import nnx
 
 from agriclip_jax import encoders, rules
 from agriclip_jax.errors import UserError
-from agriclip_jax.files import read_record
-from agriclip_jax.weights import big_vision, families, names
+from agriclip_jax.weights import beside, big_vision, families, names
 from agriclip_jax.weights.containers import Container, Tensor, open_weights
 from agriclip_jax.weights.family import Tower
 from agriclip_jax.weights.names import Row
 
-MOST_SETTINGS = 16 << 20  # bytes of a configuration file
 ALIGNED_VARIANCE = 4.5  # to which AgriCLIP's aligner scales the features of both sides before it is fitted
 
 # What training programs put before the names of a model.
@@ -36,6 +34,7 @@ class Foreign:
       towers: "image" and "text", where it has them: the configuration of each.
       tables: the name map of each tower, and of its "scale".
       container: its arrays.
+      preparation: how photos are prepared for it: "resize", "crop_share" and "filter" of `data.views.EvalView`.
     """
 
     path: Path
@@ -43,6 +42,7 @@ class Foreign:
     towers: Mapping[str, Tower]
     tables: Mapping[str, tuple[Row, ...]]
     container: Container
+    preparation: Mapping[str, Any]
 
     def leaves(self, tower: str) -> Iterator[tuple[str, np.ndarray]]:
         """Paths and float32 arrays of a tower's parameters, one row of its name map in memory at a time.
@@ -77,9 +77,10 @@ def open_model(path: Path | str) -> Foreign:
     rows = [row for table in tables.values() for row in table]
     used = names.check(rows, shapes, family.ignored, str(path))
     try:
-        towers = family.configure(shapes, heads or _settings(path))
+        towers = family.configure(shapes, heads or beside.settings(path, name))
         if "image" in towers:
-            towers["image"] = dataclasses.replace(towers["image"], **_colours(path))
+            towers["image"] = dataclasses.replace(towers["image"], **beside.colours(path))
+        preparation = beside.preparation(path, name)
         found = {name: shapes[name] for name in used}
         wanted = _wanted(family, towers, found)
     except UserError as error:
@@ -87,7 +88,7 @@ def open_model(path: Path | str) -> Foreign:
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{path}: its configuration and its arrays do not fit together ({error!r:.120})") from error
     _compare(found, wanted, path)
-    return Foreign(path, name, towers, tables, dataclasses.replace(container, tensors=tensors))
+    return Foreign(path, name, towers, tables, dataclasses.replace(container, tensors=tensors), preparation)
 
 
 def with_aligner(model: Foreign, path: Path | str, variance: float | None = None) -> Foreign:
@@ -173,47 +174,3 @@ def _compare(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[in
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(f"{path}: {'; '.join(wrong[:3])}{more}; it is damaged, or of another family")
-
-
-def _record(folder: Path, name: str) -> Mapping[str, Any]:
-    """A JSON file in a folder; empty where there is none."""
-    file = folder / name
-    if not file.is_file():
-        return {}
-    if file.stat().st_size > MOST_SETTINGS:
-        raise UserError(f"{file} is larger than {MOST_SETTINGS >> 20} MiB; that is no configuration")
-    said = read_record(file)
-    if not isinstance(said, dict):
-        raise UserError(f"{file} is damaged (it holds no names); fetch it anew")
-    return said
-
-
-def _settings(path: Path) -> Mapping[str, Any]:
-    """What open_clip_config.json or config.json in a folder says of the model; empty where there is neither."""
-    if said := _record(path, "open_clip_config.json"):
-        return {"quick_gelu": False, **said["model_cfg"]}
-    return _record(path, "config.json")
-
-
-def _colours(folder: Path) -> dict[str, tuple[float, ...]]:
-    """Mean and deviation of pixels as a folder's preprocessing has them; empty where it says nothing.
-
-    Raises:
-      UserError: they are none.
-    """
-    processor = _record(folder, "preprocessor_config.json")
-    processor = processor or _record(folder, "processor_config.json").get("image_processor") or {}
-    if processor.get("do_normalize") is False:
-        return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    said = (
-        {name: processor.get(f"image_{name}") for name in ("mean", "std")},
-        _record(folder, "open_clip_config.json").get("preprocess_cfg") or {},
-        _record(folder, "config.json").get("pretrained_cfg") or {},
-    )
-    for found in said:
-        if found.get("mean") and found.get("std"):
-            mean, std = (tuple(float(x) for x in found[name]) for name in ("mean", "std"))
-            if not (len(mean) == len(std) == 3 and all(map(math.isfinite, mean + std)) and min(std) > 0):
-                raise UserError(f"its preprocessing subtracts {mean} and divides by {std}; that is of no three colours")
-            return {"mean": mean, "std": std}
-    return {}
