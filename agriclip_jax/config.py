@@ -60,7 +60,7 @@ SCHEMA: dict[str, Any] = {
     "data": {"path": str, "caption_kinds": (tuple, list), "threads": int, "workers": int},
     "objectives": FREE,
     "views": {"global": _VIEW, "local": _VIEW},
-    "init": {"model": str, "image": str, "text": str},
+    "init": {"model": str, "image": str, "text": str, "aligner": str, "aligner_variance": NUMBER},
     "image": _TOWER
     | {
         "layers": (tuple, list),
@@ -117,6 +117,8 @@ UNSAID: dict[str, Any] = {
     "init/model": "",  # a file, a folder or hf:owner/name that both towers start from
     "init/image": "",  # likewise one tower
     "init/text": "",
+    "init/aligner": "",  # AgriCLIP's: projects an image tower without a head into another model's space
+    "init/aligner_variance": 0.0,  # of the features it was fitted on, to correct its bias by; 0: as released
     "image/mlp": 0,
     "image/norm_eps": 1e-6,
     "image/layers": (),  # blocks of each stage; given, the tower is a ResNet
@@ -168,7 +170,7 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda v: v >= 0,
         "seed eval_every checkpoint/every data/threads data/workers views/global/size views/local/count "
         "views/local/size image/width image/depth image/heads image/registers image/layer_scale image/unroll "
-        "image/mlp image/rotary_base "
+        "init/aligner_variance image/mlp image/rotary_base "
         "text/mlp text/width text/depth text/heads text/layer_scale text/unroll "
         "optimizer/learning_rate optimizer/weight_decay optimizer/eps optimizer/clip_norm "
         "views/global/jitter views/local/jitter",
@@ -249,7 +251,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     for key, text in (overrides or {}).items():
         _override(config, key, text)
     check(config)
-    if not any(config.init.values()):  # else the size of a patch is yet to be read
+    if not (config.init.model or config.init.image):  # else the size of a patch is yet to be read
         check_views(config)
     return config
 

@@ -81,7 +81,13 @@ def sources(config: ConfigDict) -> dict[str, Source]:
             raise UserError(
                 f"config.init: {spec} ({opened[spec].family}) has no {tower} tower; give it as config.init.{had}"
             )
-    return {tower: opened[spec] for tower, spec in specs.items() if spec}
+    found = {tower: opened[spec] for tower, spec in specs.items() if spec}
+    if config.init.aligner:
+        if not isinstance(found.get("image"), importing.Foreign):
+            raise UserError(f"config.init.aligner={config.init.aligner}: name the tower it was fitted to as init.image")
+        variance = config.init.aligner_variance or None
+        found["image"] = importing.with_aligner(found["image"], hub.local(config.init.aligner), variance)
+    return found
 
 
 def _open(spec: str) -> Source:
@@ -162,6 +168,7 @@ def recall(config: ConfigDict, then: ConfigDict, explicit: Collection[str] = ())
     for key in ["embed_dim", "logit_bias", *keys] if towers else []:
         if key not in explicit:
             configs.assign(config, key, configs.get(then, key))
+    configs.check_views(config)
 
 
 def tokenizer(source: Source, path: str = "") -> Tokenizer:

@@ -299,6 +299,23 @@ def test_an_image_tower_alone_gets_a_fresh_text_tower_and_says_so(dino, tmp_path
     jax.tree.map(np.testing.assert_array_equal, kept, dino[1]["image"]["blocks"])
 
 
+def test_an_aligner_projects_its_tower_into_the_texts_space(clip, dino, tmp_path):
+    folder, _ = clip
+    w, b = np.random.default_rng(4).normal(size=(24, 64)).astype(np.float32), np.ones(24, np.float32)
+    np.savez(tmp_path / "aligner.npz", W=w, b=b)
+    aligned = recipe_for(clip, init__model="", init__image=dino[0], init__text=folder / "clip.npz")
+    config, found, _ = adopted(aligned | {"init.aligner": str(tmp_path / "aligner.npz")})
+    arrays, fresh = given(config, found)
+    assert fresh == [] and config.image.projection_bias
+    np.testing.assert_array_equal(arrays["image/projection/kernel"], w.T)
+    np.testing.assert_array_equal(arrays["image/projection/bias"], b)
+
+
+def test_an_aligner_without_its_tower_is_refused(clip):
+    with pytest.raises(UserError, match=r"config.init.aligner=a.pth: name the tower it was fitted to as init.image"):
+        initial.sources(configs.load(RECIPE, SMALL | {"init.aligner": "a.pth"}))
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [

@@ -2,6 +2,7 @@
 
   python tools/import_weights.py --from=hf:openai/clip-vit-base-patch16 --out=runs/clip-b16
   python tools/import_weights.py --image=dinov2_vitb14.pth --text=clip/ --out=runs/dinov2-clip
+  python tools/import_weights.py --image=dino_resnet50.pth --aligner=aligner.pth --text=clip.pt --out=runs/agriclip
   python tools/zeroshot.py --ckpt=runs/clip-b16 --tasks=photos/
 
 A file, a folder as transformers or open_clip write it, or a repository of the Hugging Face hub; docs/weights.md names
@@ -21,6 +22,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--from", dest="model", default="", metavar="SPEC", help="the model")
     parser.add_argument("--image", default="", metavar="SPEC", help="the image tower, where it comes from elsewhere")
     parser.add_argument("--text", default="", metavar="SPEC", help="the text tower, where it comes from elsewhere")
+    parser.add_argument("--aligner", default="", metavar="FILE", help="AgriCLIP's, of W and b, for the image tower")
+    parser.add_argument(
+        "--aligner_variance",
+        type=float,
+        default=0.0,
+        metavar="V",
+        help="variance of the image features that it was fitted on, to correct its bias by (default: as released)",
+    )
     parser.add_argument("--tokenizer", default="", metavar="FILE", help="where the text tower comes without its own")
     parser.add_argument("--image_size", type=int, metavar="PIXELS", help="side of its images (default: as it was made)")
     parser.add_argument("--out", required=True, metavar="DIR", help="the workdir to make")
@@ -46,7 +55,8 @@ def main() -> int:
     from agriclip_jax.main import describe, prepare_workdir, write_overview
 
     given = {"recipe": "imported", "objectives.distill": "0", "text.tokenizer": arguments.tokenizer}
-    given |= {f"init.{name}": getattr(arguments, name) for name in ("model", "image", "text")}
+    names = ("model", "image", "text", "aligner", "aligner_variance")
+    given |= {f"init.{name}": str(getattr(arguments, name)) for name in names}
     # Nothing is trained, so that a checkpoint holds no optimiser's state.
     given |= {"views.local.count": "0", "optimizer.freeze": "('(image|text)/.*',)", "optimizer.lr_rules": "()"}
     config = configs.load(str(RECIPE), given)
