@@ -81,6 +81,18 @@ def test_evaluation_is_timed_beside_the_forward_pass_and_its_memory_is_measured(
     assert figures["retrieval: MB"] > 50
 
 
+@pytest.mark.slow
+def test_importing_a_vit_b16_is_timed_beside_reading_its_file(tmp_path):
+    told = bench("import", "--repeats=1", f"--out={tmp_path / 'import.json'}")
+    assert told.returncode == 0, told.stderr
+    figures = json.loads((tmp_path / "import.json").read_text())
+    assert figures["MB of parameters"] == pytest.approx(598.4, abs=0.1)  # 149.6 million, in float32
+    assert figures["seconds beyond reading"] == pytest.approx(
+        figures["seconds, file to devices"] - figures["seconds to read the file"]
+    )
+    assert figures["MB that the process grew by"] < 2 * figures["MB of parameters"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,6 +6,7 @@ python tools/bench.py corpus                                                    
 python tools/bench.py build [--source=PHOTOS]     photos to an ALive folder, beside a plain loop that reads the same
 python tools/bench.py memory                      how much of it a build takes as the collection grows
 python tools/bench.py duplicates                  a million perceptual hashes among themselves
+python tools/bench.py import [--source=MODEL]     weights of others to devices, beside reading the file alone
 python tools/bench.py eval [--config=...]         evaluation beside the bare forward pass; then the next two
 python tools/bench.py zeroshot                    50,000 images among 10,000 classes: seconds and memory
 python tools/bench.py retrieval                   50,000 images and 250,000 texts, both ways: seconds and memory
@@ -26,7 +27,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("what", choices=tuple(BENCHES))
     parser.add_argument("--config", default="configs/alive.py", metavar="FILE[:VARIANT]", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="default: %(default)s")
-    parser.add_argument("--source", metavar="PHOTOS", help="for build: photos of yours, instead of drawn ones")
+    parser.add_argument("--source", metavar="PHOTOS", help="for build and import: yours, instead of drawn ones")
     parser.add_argument("--count", type=int, metavar="N", help="photos, the most of memory, or hashes")
     parser.add_argument("--out", metavar="FILE.json", help="also write the figures")
     options, rest = parser.parse_known_args()
@@ -304,7 +305,6 @@ def bench_memory(options: argparse.Namespace, rest: list[str]) -> dict[str, floa
 
 def bench_duplicates(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
     """Seconds to find all near pairs among a million hashes, one in a hundred of which has a near copy planted."""
-    import resource
 
     import numpy as np
 
@@ -335,7 +335,7 @@ def bench_duplicates(options: argparse.Namespace, rest: list[str]) -> dict[str, 
         "seconds of the search, of the cores": searched[1],
         "seconds to decide who stays": time.perf_counter() - deciding,
         "hashes that stay": float((stays == np.arange(count)).sum()),
-        "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "MB": peak_memory(),
     }
 
 
@@ -401,9 +401,105 @@ def bench_eval(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
     return figures
 
 
+def bench_import(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
+    """Seconds from a file of CLIP ViT-B/16's size to arrays on devices, those of reading the file alone, and memory.
+
+    The file is drawn in one process and read in another, so that memory is that of reading.
+    """
+    import subprocess
+    import tempfile
+    from pathlib import Path
+
+    import jax
+    import numpy as np
+
+    from agriclip_jax import initial, mesh, recipe
+    from agriclip_jax.data.tokenizers import train as train_tokenizer
+
+    no_more(rest)
+    if not options.source:
+        with tempfile.TemporaryDirectory() as scratch:
+            file, out = draw_clip(Path(scratch) / "model.safetensors"), Path(scratch) / "figures.json"
+            command = [sys.executable, __file__, "import", f"--source={file}", f"--out={out}"]
+            told = subprocess.run([*command, f"--repeats={options.repeats}"], capture_output=True, text=True)
+            if told.returncode:
+                raise UserError(f"bench.py import ended with status {told.returncode}: {told.stderr.strip()[-200:]}")
+            return json.loads(out.read_text())
+    config = load_config(options, [f"--config.init.model={options.source}"])
+    found = initial.sources(config)
+    tower = found["image"].towers["image"]
+    config.image_size = tower.image_size
+    config.views.local.count = 0
+    initial.adopt(config, found)
+    tokenizer = train_tokenizer(["leaf"], 600)
+    _, init = recipe.learner(config, recipe.towers(config, tokenizer))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = mesh.state_sharding(mesh.make(config.mesh), shapes)
+    file = Path(options.source)
+    files = [part for part in file.iterdir() if part.is_file()] if file.is_dir() else [file]
+    before, reads, imports = peak_memory(), [], []
+    for _ in range(options.repeats):
+        reads.append(timed(lambda: [read_through(part) for part in files])[0])
+        began = time.perf_counter()
+        arrays = initial.parameters(initial.sources(config), shapes.params, shardings.params)
+        jax.block_until_ready(arrays)
+        imports.append(time.perf_counter() - began)
+        size = sum(array.nbytes for array in arrays.values()) / 1e6
+        del arrays
+    return {
+        "MB of parameters": size,
+        "seconds, file to devices": float(np.median(imports)),
+        "seconds to read the file": float(np.median(reads)),
+        "seconds beyond reading": float(np.median([a - b for a, b in zip(imports, reads, strict=True)])),
+        "MB that the process grew by": peak_memory() - before,
+    }
+
+
+def peak_memory() -> float:
+    """MB, the most that this process has held; the usage that Linux reports begins with that of whoever started it."""
+    import resource
+    from pathlib import Path
+
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return float(status.read_text().partition("VmHWM:")[2].split()[0]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def read_through(file) -> None:
+    """Reads a file and keeps nothing."""
+    with file.open("rb", buffering=0) as bytes_of:
+        while bytes_of.read(16 << 20):
+            pass
+
+
+def draw_clip(file):
+    """A CLIP ViT-B/16 of random weights as transformers writes it; its path."""
+    import jax
+
+    from agriclip_jax import encoders, rules
+    from agriclip_jax.encoders import text, vit
+    from agriclip_jax.weights import exporting, names
+    from agriclip_jax.weights.families import FAMILIES
+
+    words = encoders.block_config("S", width=512, depth=12, heads=8)
+    image = vit.ViTConfig(encoders.block_config("B"), 16, 224, pre_norm=True, patch_bias=False)
+    towers = {"image": image, "text": text.TextConfig(words, 49_408, 77, end_id=49_407)}
+    rows = FAMILIES["clip (transformers)"]
+    params = {name: rules.flatten(encoders.tower(of).init(jax.random.key(0))) for name, of in towers.items()}
+    scale = {"logit_scale": jax.numpy.float32(4.6)}
+
+    def arrays():
+        for tower, of in params.items():
+            yield from names.write(rows.towers[tower], of)
+        yield from names.write(rows.scale, scale)
+
+    exporting.save(file, arrays)
+    return file
+
+
 def bench_zeroshot(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
     """Seconds and memory to classify images among a fifth as many classes, d = 512, and to score the answers."""
-    import resource
 
     import numpy as np
 
@@ -421,13 +517,12 @@ def bench_zeroshot(options: argparse.Namespace, rest: list[str]) -> dict[str, fl
         "classes": float(len(classes)),
         "seconds to classify": classified,
         "seconds to score": time.perf_counter() - began - classified,
-        "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "MB": peak_memory(),
     }
 
 
 def bench_retrieval(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
     """Seconds and memory of retrieval both ways, five texts an image, d = 512."""
-    import resource
 
     import numpy as np
 
@@ -443,7 +538,7 @@ def bench_retrieval(options: argparse.Namespace, rest: list[str]) -> dict[str, f
         "images": float(count),
         "texts": float(len(texts)),
         "seconds": time.perf_counter() - began,
-        "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "MB": peak_memory(),
     }
 
 
@@ -458,6 +553,7 @@ def random_embeddings(count: int, seed: int):
 
 BENCHES = {
     "eval": bench_eval,
+    "import": bench_import,
     "zeroshot": bench_zeroshot,
     "retrieval": bench_retrieval,
     "duplicates": bench_duplicates,
