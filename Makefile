@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: train test test-slow parity lint clean
+.PHONY: train test test-slow parity parity-table lint clean
 
 train: $(VENV)/ready
 	$(VENV)/bin/python -m agriclip_jax.main --config=configs/alive.py
@@ -16,6 +16,10 @@ test-slow: $(VENV)/ready
 
 parity: .venv-parity/ready
 	.venv-parity/bin/python -m pytest tests/parity -m parity
+
+# The same, and writes what was seen into docs/weights.md.
+parity-table: .venv-parity/ready
+	.venv-parity/bin/python -m pytest tests/parity -m parity --write-table
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -350,8 +350,6 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{path.replace('/', '.')}: unknown {flat[path]!r}; known: {', '.join(known)}")
     if flat["dtype"] not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype: unknown {flat['dtype']!r}; known: bfloat16, float32")
-    if flat["text/tokenizer"] and not Path(flat["text/tokenizer"]).exists():
-        raise UserError(f"config.text.tokenizer: there is no file {flat['text/tokenizer']}")
     if flat["data/path"] and not Path(flat["data/path"]).is_dir():
         raise UserError(
             f"config.data.path: there is no folder {flat['data/path']}; make one with tools/build_alive.py, "

@@ -29,6 +29,22 @@ def read_record(path: Path, *keys: str) -> Any:
     return record
 
 
+def read_optional(path: Path, most_bytes: int = 64 << 20) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file.
+
+    Raises:
+      UserError: it is larger than `most_bytes`, damaged, or holds no object.
+    """
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > most_bytes:
+        raise UserError(f"{path} is larger than {most_bytes >> 20} MiB; that is no record")
+    record = read_record(path)
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is damaged (it holds no names); restore it, or make its folder again")
+    return record
+
+
 def read_yaml(path: Path, what: str, most_bytes: int) -> Any:
     """The content of a YAML file that a person wrote: plain values only.
 

@@ -1,6 +1,7 @@
 """What a run starts from instead of fresh weights: towers of others, adopted into its configuration and its state."""
 
 import math
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from agriclip_jax import config as configs
 from agriclip_jax import inference, recipe, rules
+from agriclip_jax.data import tokenizers
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import vit
 from agriclip_jax.errors import UserError
@@ -20,6 +22,11 @@ from agriclip_jax.weights.families import Tower
 
 TOWERS = ("image", "text")
 
+# What no array shows. Where no file says it either it is assumed; set by hand, it is what was set.
+ASSUMED = (
+    *(f"{tower}.{name}" for tower in TOWERS for name in ("activation", "norm_eps", "heads")),
+    *(f"image.{name}" for name in ("mean", "std", "resize", "crop_share", "filter")),
+)
 RECIPES_OWN = ("drop_path", "token_keep", "unroll", "tokenizer")  # of a tower's keys; the others its source decides
 
 
@@ -31,24 +38,27 @@ class Source(Protocol):
       family: what kind of model it is.
       towers: "image" and "text", where it has them.
       preparation: "resize", "crop_share" and "filter" of `data.views.EvalView`.
+      is_described: whether it came with a configuration; else what no array shows is assumed.
     """
 
     path: Path
     family: str
     towers: Mapping[str, Tower]
     preparation: Mapping[str, Any]
+    is_described: bool
 
     def leaves(self, tower: str) -> Iterator[tuple[str, np.ndarray]]:
-        """Paths and float32 arrays of a tower's parameters, one after the other."""
+        """Paths and float32 arrays of a tower's parameters, one after the other; raises UserError where it cannot."""
 
     def scale(self) -> Mapping[str, np.ndarray]:
-        """`logit_scale`, and `logit_bias` where it has one; float32 []."""
+        """`logit_scale`, and `logit_bias` where it has one, float32 []; empty where it has one tower alone."""
 
 
 class Run:
     """A run of ours as a source: the student of its newest checkpoint."""
 
     family = "a run of agriclip_jax"
+    is_described = True
 
     def __init__(self, path: Path):
         """Raises `UserError` when it holds no checkpoint."""
@@ -110,7 +120,7 @@ def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[
       what a user should know, line by line.
 
     Raises:
-      UserError: a key set by hand contradicts a file, or the recipe's images do not suit the patches.
+      UserError: a key set by hand contradicts the arrays, or the recipe's images do not suit the patches.
     """
     image, text = (found[tower].towers[tower] if tower in found else None for tower in TOWERS)
     both = _of_both(found)
@@ -132,27 +142,36 @@ def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[
     if text:
         short = config.text.context_length if text.pool != "last" else math.inf
         decided["text.context_length"] = min(text.context_length, short)
+    notes = list(_notes(config, found, decided))
     for key, value in decided.items():
-        if key in explicit and not configs.same(configs.get(config, key), value):
-            raise UserError(f"config.{key}={configs.get(config, key)} contradicts config.init, which has {value}")
-        configs.assign(config, key, value)
+        given = configs.get(config, key)
+        if key not in explicit or configs.same(given, value):
+            configs.assign(config, key, value)
+        elif key in ASSUMED:
+            notes.append(f"config.{key}: {given}, set by hand, in place of {value}")
+        else:
+            raise UserError(f"config.{key}={given} contradicts config.init, which has {value}")
     configs.check(config)
     configs.check_views(config)
-    return [
-        *(f"{tower} tower: {source.path} ({source.family})" for tower, source in found.items()),
-        *_changes(config, image, text),
-    ]
+    return notes
 
 
-def _changes(config: ConfigDict, image: Tower | None, text: Tower | None) -> Iterator[str]:
+def _notes(config: ConfigDict, found: Mapping[str, Source], decided: Mapping[str, Any]) -> Iterator[str]:
+    for tower, source in found.items():
+        yield f"{tower} tower: {source.path} ({source.family})"
+        assumed = [f"{key} {decided[key]}" for key in ASSUMED if key.startswith(tower) and key in decided]
+        if not source.is_described:
+            yield f"assumed, for no configuration lies beside it: {', '.join(assumed)}"
+    image, text = (found[tower].towers[tower] if tower in found else None for tower in TOWERS)
     if image and image.image_size != config.image_size and not getattr(image, "rotary_base", 0):
         side = image.image_size // image.grid
         yield (
             f"image positions: interpolated from {image.grid} x {image.grid} ({image.image_size} pixels) to "
             f"{config.image_size // side} x {config.image_size // side} (config.image_size {config.image_size})"
         )
-    if text and text.context_length != config.text.context_length:
-        yield f"text positions: the first {config.text.context_length} of {text.context_length}"
+    length = decided.get("text.context_length")
+    if text and text.context_length != length:
+        yield f"text positions: the first {length} of {text.context_length}"
 
 
 def recall(config: ConfigDict, then: ConfigDict, explicit: Collection[str] = ()) -> None:
@@ -181,15 +200,15 @@ def tokenizer(source: Source, path: str = "") -> Tokenizer:
     Raises:
       UserError: there is none (AGRICLIP_BPE may name CLIP's), or it is another tower's.
     """
-    try:
-        found = Tokenizer.load(path or beside.folder_of(source.path) or "")
-    except UserError as error:
-        if path:
-            raise
+    folder = beside.folder_of(source.path)
+    if not path and folder and any((folder / name).is_file() for name in tokenizers.FILES):
+        path = str(folder)
+    if not (path or os.environ.get(tokenizers.ENVIRONMENT)):
         raise UserError(
-            f"{source.path} comes without its tokenizer ({error}); name it by config.text.tokenizer, or CLIP's own "
-            "(bpe_simple_vocab_16e6.txt.gz) by $AGRICLIP_BPE"
-        ) from error
+            f"{source.path} comes without its tokenizer; name it by config.text.tokenizer, or CLIP's own "
+            f"(bpe_simple_vocab_16e6.txt.gz) by ${tokenizers.ENVIRONMENT}"
+        )
+    found = Tokenizer.load(path)
     tower = source.towers["text"]
     if found.vocab_size > tower.vocab_size or found.end_id != tower.end_id:
         raise UserError(
@@ -230,13 +249,13 @@ def parameters(
                 array = _resampled(path, array, source.towers[tower], wanted[path].shape)
                 if array.shape == wanted[path].shape:
                     place(path, array)
-        unfit = [path for path in (*fresh(found, shapes, given), *(seen.keys() - wanted)) if path.startswith(tower)]
-        if unfit := [path for path in unfit if not path.startswith(f"{tower}/projection/")]:
-            path, here = unfit[0], wanted.get(unfit[0])
-            raise UserError(
-                f"{source.path}: {len(unfit)} parameters of its {tower} tower do not fit, first {path} "
-                f"({seen.get(path, 'absent')} there, {here.shape if here else 'absent'} here)"
-            )
+    unfit = [*fresh(found, shapes, given), *sorted(seen.keys() - wanted)]
+    if unfit := [path for path in unfit if path.split("/")[1] != "projection"]:
+        path, here = unfit[0], wanted.get(unfit[0])
+        raise UserError(
+            f"{found[path.split('/')[0]].path}: {len(unfit)} parameters do not fit, first {path} "
+            f"({seen.get(path, 'absent')} there, {here.shape if here else 'absent'} here)"
+        )
     if both := _of_both(found):
         for path, array in both.scale().items():
             place(path, array)

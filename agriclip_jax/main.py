@@ -110,6 +110,10 @@ def _run(argv: Sequence[str], held: contextlib.ExitStack) -> int:
     shapes = jax.eval_shape(init, key)
     shardings = mesh.state_sharding(devices, shapes)
     batches = recipe.batches(config, alive, tokenizer, learner)
+    imported = initial.parameters(sources, shapes.params, shardings.params)
+    if fresh := initial.fresh(sources, shapes.params, imported):
+        say(f"fresh: {', '.join(fresh)}")
+    sources.clear()  # a run of ours is a model on the devices
     together("everyone has read the workdir")
     if first:
         held.enter_context(claimed(workdir))
@@ -118,10 +122,8 @@ def _run(argv: Sequence[str], held: contextlib.ExitStack) -> int:
     checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
     newest = checkpoints.latest()
     if newest is None:
-        sources = sources or initial.sources(config)
-        imported = initial.parameters(sources, shapes.params, shardings.params)
-        if fresh := initial.fresh(sources, shapes.params, imported):
-            say(f"fresh: {', '.join(fresh)}")
+        # A first start may have been stopped before its first checkpoint.
+        imported = imported or initial.parameters(initial.sources(config), shapes.params, shardings.params)
         state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, imported)
         say(f"new run in {workdir}: {describe(shapes.params, devices)}", flush=True)
         if first:
@@ -330,6 +332,8 @@ def run_tokenizer(
 
     if is_run(workdir):
         return tokenizers.Tokenizer.load(workdir / "tokenizer.json")
+    if config.text.tokenizer and not Path(config.text.tokenizer).exists():
+        raise UserError(f"config.text.tokenizer: there is no file {config.text.tokenizer}")
     captions, length = pipeline.captions(alive, "train", config.data.caption_kinds), config.text.context_length
     if "text" in sources:
         tokenizer = initial.tokenizer(sources["text"], config.text.tokenizer)

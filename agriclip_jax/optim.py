@@ -25,8 +25,9 @@ STATISTICS = (Rule(r".*/norm/(mean|var)", None, optional=True),)
 # Root mean square of Muon's updates: that of AdamW's, so that both take one learning rate (arXiv 2502.16982, eq. 4).
 MUON_RMS = 0.2
 
-# After each update: parameter name at the top of the tree, and the set it is projected on.
-PROJECTIONS = {"logit_scale": lambda x: jnp.clip(x, 0.0, MAX_LOGIT_SCALE)}
+# After each update: parameter name at the top of the tree, and the projection of its new value, given the old one.
+# A temperature that was imported lower than CLIP's bound (SigLIP's) may stay where it is.
+PROJECTIONS = {"logit_scale": lambda new, old: jnp.clip(new, 0.0, jnp.maximum(MAX_LOGIT_SCALE, old))}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Optimizer:
             path: p - lr * multiplier[path] * (moved[path] + self.decays[path](step) * p)
             for path, p in trainable.items()
         }
-        return new | {path: PROJECTIONS[path](new[path]) for path in PROJECTIONS.keys() & new}, opt_state
+        return new | {
+            path: PROJECTIONS[path](new[path], trainable[path]) for path in PROJECTIONS.keys() & new
+        }, opt_state
 
 
 def build(config: ConfigDict, shapes: dict[str, Any]) -> Optimizer:

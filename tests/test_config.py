@@ -50,7 +50,6 @@ def test_values_are_read_as_the_keys_own_type():
         ("image.drop_path", "1.0", r"config.image.drop_path: 1.0 is not at least 0 and below 1"),
         ("image.token_keep", "0", r"config.image.token_keep: 0.0 is not above 0 and at most 1"),
         ("temperature", "-1", r"config.temperature: -1.0 is not above 0"),
-        ("text.tokenizer", "/no.json", r"config.text.tokenizer: there is no file /no.json"),
         ("views.local.size", "30", r"config.views.local.size: 30 is not a multiple of config.image.patch 12"),
         (
             "image_size",

@@ -290,6 +290,17 @@ def test_a_run_is_exported_with_a_card_that_says_what_is_known(run, tmp_path, mo
     assert status == 2 and "not an empty folder" in printed.err
 
 
+def test_a_card_names_what_a_run_started_from_and_does_not_license_its_data(run, tmp_path):
+    model = inference.load(run / "workdir")
+    model.config.init.image, model.config.init.text = "/home/me/dino.pth", "hf:farm/cows@v1"
+    (tmp_path / "README.md").write_text("In three lines.", encoding="utf-8")
+    model_card.write(model, tmp_path, target="hf", licence="cc-by-4.0", command="python tools/export.py")
+    card, licence = ((tmp_path / name).read_text(encoding="utf-8") for name in ("README.md", "LICENSE.md"))
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == ["farm/cows"]
+    assert "They started from dino.pth, hf:farm/cows@v1, whose licence and training data are not on record" in licence
+    assert "data that are not on record here" in card and "/home/me/dino.pth" not in card.partition("<details>")[0]
+
+
 def test_a_card_counts_images_and_licences_and_shows_scores(run, tmp_path):
     workdir, out = tmp_path / "workdir", tmp_path / "out"
     workdir.mkdir()
@@ -332,7 +343,7 @@ def test_a_card_counts_images_and_licences_and_shows_scores(run, tmp_path):
     model_card.write(trained, out, **said)
     assert "Where the images come from is unknown here" in (out / "README.md").read_text(encoding="utf-8")
     (workdir / "zeroshot.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(UserError, match="records are damaged"):
+    with pytest.raises(UserError, match=r"zeroshot.json is damaged"):
         model_card.write(trained, out, **said)
 
 

@@ -46,7 +46,9 @@ def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     params = {"image": random(encoders.image_tower(IMAGE), 0), "text": random(encoders.text_tower(TEXT), 1)}
     TOKENIZER.save(folder / "tokenizer.json")
-    save(folder / "clip.npz", "clip (openai, open_clip)", params, logit_scale=np.float32(3.0))
+    save(
+        folder / "clip.npz", "clip (openai, open_clip)", params, logit_scale=np.float32(4.77)
+    )  # SigLIP's, above CLIP's
     return folder, params
 
 
@@ -87,7 +89,7 @@ def test_a_run_starts_as_the_model_it_was_given(clip, started):
     tokens = TOKENIZER.encode(CAPTIONS, 24)
     wanted = words(params["text"], words(params["text"], tokens), method="embed")
     np.testing.assert_allclose(model.embed_texts(CAPTIONS), wanted, atol=2e-6)
-    assert model.logit_scale == pytest.approx(np.exp(3.0))
+    assert model.logit_scale == pytest.approx(np.exp(4.77))
 
 
 def test_what_the_file_decides_is_kept_in_the_runs_configuration(started):
@@ -155,6 +157,14 @@ def test_a_shorter_context_takes_the_first_positions_and_says_so(clip):
 def test_a_longer_context_than_the_files_is_cut_to_it(clip):
     config, _, _ = adopted(recipe_for(clip, text__context_length=99))
     assert config.text.context_length == 24
+
+
+def test_what_no_array_shows_is_assumed_aloud_and_may_be_set_by_hand(clip):
+    config, _, notes = adopted(recipe_for(clip))
+    assert any("assumed, for no configuration lies beside it: image.activation quick_gelu" in note for note in notes)
+    config, _, notes = adopted(recipe_for(clip, image__activation="gelu"), explicit=["image.activation"])
+    assert config.image.activation == "gelu" and config.text.activation == "quick_gelu"
+    assert "config.image.activation: gelu, set by hand, in place of quick_gelu" in notes
 
 
 @pytest.mark.parametrize("key,value", [("image.width", "128"), ("embed_dim", "512"), ("text.context_length", "77")])
@@ -258,10 +268,23 @@ def test_a_model_without_a_text_tower_is_to_be_named_as_an_image_tower(clip, din
         initial.sources(configs.load(RECIPE, recipe_for(clip, init__model=dino[0])))
 
 
+def test_weights_that_cannot_be_read_leave_nothing(clip, corpus, tmp_path):
+    folder, _ = clip
+    with np.load(folder / "clip.npz") as arrays:
+        np.savez_compressed(tmp_path / "bad.npz", **arrays)
+    damaged = bytearray((tmp_path / "bad.npz").read_bytes())
+    middle = len(damaged) // 2
+    damaged[middle : middle + 64] = bytes(64)
+    (tmp_path / "bad.npz").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"bad.npz"):
+        main.run(arguments(recipe_for(clip, data__path=corpus, init__model=tmp_path / "bad.npz"), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_without_its_tokenizer_asks_for_one(clip, corpus, tmp_path, monkeypatch):
     monkeypatch.delenv("AGRICLIP_BPE", raising=False)
     bare = recipe_for(clip, data__path=corpus) | {"text.tokenizer": ""}
-    with pytest.raises(UserError, match=r"clip.npz comes without its tokenizer .*; name it by config.text.tokenizer"):
+    with pytest.raises(UserError, match=r"clip.npz comes without its tokenizer; name it by config.text.tokenizer"):
         main.run(arguments(bare, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

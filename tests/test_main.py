@@ -344,6 +344,11 @@ def test_another_tokenizer_is_another_run(finished, corpus, tmp_path):
         command.run(arguments(finished, corpus, text__tokenizer=tmp_path / "mine.json"))
 
 
+def test_a_tokenizer_that_is_not_there_is_one_line(corpus, tmp_path):
+    with pytest.raises(UserError, match=r"config.text.tokenizer: there is no file /no.json"):
+        command.run_tokenizer(tmp_path, tiny.config(text__tokenizer="/no.json"), {}, Alive.open(corpus), print)
+
+
 def test_captions_that_are_cut_are_counted_and_said(corpus, tmp_path, capsys):
     command.run_tokenizer(tmp_path, tiny.config(text__context_length=4), {}, Alive.open(corpus), print)
     count = len(pipeline.captions(Alive.open(corpus), "train", ("template",)))

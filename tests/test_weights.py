@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen
+from flax import linen, nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agriclip_jax import encoders, rules
+from agriclip_jax.data.views import EvalView
+from agriclip_jax.encoders import layers, text, vit
 from agriclip_jax.errors import UserError
-from agriclip_jax.weights import families, importing, names
+from agriclip_jax.weights import beside, families, importing, names
 
 WIDTH, LAYERS, PATCH, GRID = 64, 2, 4, 3
 
@@ -418,3 +420,44 @@ def test_no_family_is_taken_for_another():
             layer.replace("{}", "0").replace("{1}", "1") for row in [*rows, *family.scale] for layer in row.theirs
         }
         assert families.recognise(theirs, "it") == (name, family)
+
+
+def test_the_end_of_texts_is_what_transformers_configuration_says(tmp_path):
+    rows = families.FAMILIES["clip (transformers)"]
+    blocks = layers.BlockConfig(width=64, depth=1, heads=1, mlp=64)
+    image = vit.ViTConfig(blocks, 8, 16, 32, pre_norm=True, patch_bias=False)
+    towers = {"image": image, "text": text.TextConfig(blocks, 50, 9, end_id=49, embed_dim=32)}
+    arrays = {"logit_scale": np.float32(1)}
+    for tower, config in towers.items():
+        leaves = rules.flatten(nnx.to_pure_dict(encoders.tower(config).shapes))
+        arrays |= names.write(
+            rows.towers[tower], {path: np.zeros(leaf.shape, np.float32) for path, leaf in leaves.items()}
+        )
+    for said, end in ((None, 49), (2, 49), (47, 47)):
+        folder = tmp_path / str(said)
+        folder.mkdir()
+        np.savez(folder / "model.npz", **arrays)
+        heads, ending = {"num_attention_heads": 1}, {"eos_token_id": said} if said else {}
+        config = {"vision_config": heads, "text_config": heads | ending}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        assert importing.open_model(folder).towers["text"].end_id == end
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({"size": 224, "feature_extractor_type": "ViTFeatureExtractor"}, ("squash", 1.0)),
+        ({"size": 224, "crop_size": 224, "do_center_crop": True}, ("crop", 1.0)),
+        (
+            {"size": {"shortest_edge": 354}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True},
+            ("crop", 224 / 354),
+        ),
+        ({"size": {"height": 224, "width": 224}, "resample": 2}, ("squash", 1.0)),
+    ],
+)
+def test_preprocessing_is_what_transformers_file_says_in_old_words_and_new(said, wanted, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said), encoding="utf-8")
+    found = beside.preparation(tmp_path, "clip (transformers)")
+    assert (found["resize"], found["crop_share"]) == wanted
+    assert found["filter"] == ("bilinear" if "resample" in said else "bicubic")
+    assert EvalView(224, found["resize"], found["crop_share"]).short == {224 / 354: 354}.get(wanted[1], 224)

@@ -5,6 +5,9 @@
   python tools/import_weights.py --image=dino_resnet50.pth --aligner=aligner.pth --text=clip.pt --out=runs/agriclip
   python tools/zeroshot.py --ckpt=runs/clip-b16 --tasks=photos/
 
+--config.KEY=VALUE sets a key of the recipe, such as --config.image.activation=gelu where a file says none; --from is
+short for --config.init.model, --image, --text and --aligner likewise.
+
 A file, a folder as transformers or open_clip write it, or a repository of the Hugging Face hub; docs/weights.md names
 the models. Heads that join towers of two models are fresh; an image tower alone gets a small text tower that is.
 """
@@ -17,8 +20,10 @@ from agriclip_jax.errors import UserError, exit_on_user_error
 RECIPE = Path(__file__).parent.parent / "configs" / "alive.py"
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--from", dest="model", default="", metavar="SPEC", help="the model")
     parser.add_argument("--image", default="", metavar="SPEC", help="the image tower, where it comes from elsewhere")
     parser.add_argument("--text", default="", metavar="SPEC", help="the text tower, where it comes from elsewhere")
@@ -33,11 +38,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokenizer", default="", metavar="FILE", help="where the text tower comes without its own")
     parser.add_argument("--image_size", type=int, metavar="PIXELS", help="side of its images (default: as it was made)")
     parser.add_argument("--out", required=True, metavar="DIR", help="the workdir to make")
-    return parser.parse_args()
+    return parser.parse_known_args()
 
 
 def main() -> int:
-    arguments = parse_arguments()
+    arguments, rest = parse_arguments()
     if not arguments.out:
         raise UserError("--out= is empty; name a folder")
     if not (arguments.model or arguments.image):
@@ -59,12 +64,13 @@ def main() -> int:
     given |= {f"init.{name}": str(getattr(arguments, name)) for name in names}
     # Nothing is trained, so that a checkpoint holds no optimiser's state.
     given |= {"views.local.count": "0", "optimizer.freeze": "('(image|text)/.*',)", "optimizer.lr_rules": "()"}
-    config = configs.load(str(RECIPE), given)
+    explicit = configs.overrides(rest)
+    config = configs.load(str(RECIPE), given | explicit)
     found = initial.sources(config)
     config.image_size = arguments.image_size or found["image"].towers["image"].image_size
     if "text" in found:
         config.text.context_length = found["text"].towers["text"].context_length
-    for note in initial.adopt(config, found):
+    for note in initial.adopt(config, found, explicit):
         print(note)
     if "text" in found:
         tokenizer = initial.tokenizer(found["text"], config.text.tokenizer)

@@ -25,9 +25,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from agriclip_jax.data import sentencepiece
 from agriclip_jax.errors import UserError
-from agriclip_jax.files import write_whole
+from agriclip_jax.files import read_optional, write_whole
 
 FILE = "tokenizer.json"
+FILES = (FILE, "merges.txt", "spiece.model", "tokenizer.model")  # of a folder
 ENVIRONMENT = "AGRICLIP_BPE"  # names the tokenizer file of `load` without a path
 
 _CLIP_MERGES = 49_152 - 256 - 2  # OpenAI reads so many of the lines of its merges file
@@ -250,7 +251,7 @@ def _backend(path: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
     elif path.suffix == ".json":
         backend = _from_json(content.decode("utf-8"))
     else:
-        numbering = _record(path.with_name("vocab.json")) if path.name == "merges.txt" else {}
+        numbering = read_optional(path.with_name("vocab.json")) if path.name == "merges.txt" else {}
         return _clip_bpe(_merges(content.decode("utf-8")), numbering)
     if not _clip_ids(backend):
         kind = settings["tokenizer_class"]
@@ -293,9 +294,9 @@ def _settings(folder: Path) -> dict[str, Any]:
       transformers' settings, and of open_clip's `clean` and `elsewhere` (the repository of the tokenizer's files).
     """
     settings = {"tokenizer_class": None, "pad_token": None}
-    settings |= _record(folder / "special_tokens_map.json") | _record(folder / "tokenizer_config.json")
+    settings |= read_optional(folder / "special_tokens_map.json") | read_optional(folder / "tokenizer_config.json")
     try:
-        text = _record(folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
+        text = read_optional(folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
         settings |= {"clean": text.get("tokenizer_kwargs", {}).get("clean"), "elsewhere": text.get("hf_tokenizer_name")}
     except AttributeError as error:
         raise UserError(f"open_clip_config.json is damaged ({error})") from error
@@ -311,7 +312,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _file_in(folder: Path, settings: Mapping[str, Any]) -> Path:
     """The file that decides a folder's ids."""
-    names = [FILE, "merges.txt", "spiece.model", "tokenizer.model"]
+    names = list(FILES)
     if settings["tokenizer_class"] == "SiglipTokenizer":  # which reads no tokenizer.json
         names.insert(0, "spiece.model")
     for name in names:
@@ -319,17 +320,6 @@ def _file_in(folder: Path, settings: Mapping[str, Any]) -> Path:
             return folder / name
     wanted = f"the files of {settings['elsewhere']}" if settings["elsewhere"] else "CLIP's merges file"
     raise UserError(f"the folder has no {', no '.join(names)}; name {wanted}, apart")
-
-
-def _record(path: Path) -> dict[str, Any]:
-    """The object of a JSON file; {} where there is none."""
-    try:
-        record = json.loads(_bytes(path)) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path.name} is damaged ({error})") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path.name} is damaged (it holds no object)")
-    return record
 
 
 def _bytes(path: Path) -> bytes:

@@ -18,7 +18,7 @@ from agriclip_jax.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 RESIZES = ("crop", "squash")
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTERS = {filter.name.lower(): filter for filter in Image.Resampling}
 
 # Luma and the two chroma axes of NTSC (FCC 1953): gray is (y, 0, 0), a turn of hue is a rotation of (i, q).
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -135,13 +135,18 @@ class EvalView(NamedTuple):
       size: side of the square, pixels.
       resize: "crop": the short side is resized and the centre cut out; "squash": both sides are (SigLIP).
       share: of the resized short side, how much the square has (DINO: 224 of 256).
-      filter: "bicubic" or "bilinear".
+      filter: a key of `FILTERS`.
     """
 
     size: int
     resize: str = "crop"
     share: float = 1.0
     filter: str = "bicubic"
+
+    @property
+    def short(self) -> int:
+        """The short side after the resize, pixels."""
+        return math.floor(self.size / self.share + 1e-6)  # 224 / (224 / 354) is 354, less a rounding
 
     def __str__(self) -> str:
         both = "both sides" if self.resize == "squash" else "short side"
@@ -159,7 +164,7 @@ def eval_view(image: Image.Image, view: EvalView) -> np.ndarray:
     """
     if view.resize == "squash":
         return np.array(image.resize((view.size, view.size), FILTERS[view.filter]))
-    short, target = min(image.size), math.floor(view.size / view.share)
+    short, target = min(image.size), view.short
     image = _centre(image, *(min(side, _LONGEST * short) for side in image.size))
     resized = [target if side == short else int(target * side / short) for side in image.size]
     return np.array(_centre(image.resize(resized, FILTERS[view.filter]), view.size, view.size))

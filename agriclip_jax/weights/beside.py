@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agriclip_jax.data.views import FILTERS
 from agriclip_jax.errors import UserError
-from agriclip_jax.files import read_record
+from agriclip_jax.files import read_optional
 from agriclip_jax.weights.hub import WEIGHTS
 
 MOST_BYTES = 16 << 20  # of a configuration file
@@ -17,7 +18,7 @@ PREPARATIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("dinov3",), {"resize": "squash", "filter": "bilinear"}),
     (("dino", "resnet"), {"crop_share": 224 / 256}),
 )
-FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which transformers writes
+NUMBERS = {filter.value: name for name, filter in FILTERS.items()}  # Pillow's, which transformers writes
 
 
 def folder_of(path: Path) -> Path | None:
@@ -72,13 +73,15 @@ def preparation(path: Path, family: str) -> dict[str, Any]:
     open_clip, timm = _others(path)
     if processor := _processor(path):
         size, crop = processor.get("size"), processor.get("crop_size")
-        size = {"shortest_edge": size} if isinstance(size, int) else size or {}
+        if isinstance(size, int):  # as it was written before sizes had names
+            size = {"shortest_edge": size} if processor.get("do_center_crop") else {"height": size}
+        size = size or {}
         short, crop = size.get("shortest_edge"), crop.get("height") if isinstance(crop, dict) else crop
         if "height" in size:
             found |= {"resize": "squash", "crop_share": 1.0}
         elif short:
             found |= {"resize": "crop", "crop_share": min(1.0, (crop or short) / short)}
-        found["filter"] = FILTERS.get(processor.get("resample"), found["filter"])
+        found["filter"] = NUMBERS.get(processor.get("resample"), found["filter"])
     elif open_clip:
         found["resize"] = "squash" if open_clip.get("resize_mode") == "squash" else "crop"
         found |= {"crop_share": 1.0, "filter": _filter(open_clip, found["filter"])}
@@ -90,7 +93,7 @@ def preparation(path: Path, family: str) -> dict[str, Any]:
 
 def _filter(said: Mapping[str, Any], default: str) -> str:
     name = said.get("interpolation")
-    return name if name in FILTERS.values() else default
+    return name if name in FILTERS else default
 
 
 def _processor(path: Path) -> Mapping[str, Any]:
@@ -111,12 +114,4 @@ def _others(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 def _record(path: Path, name: str) -> Mapping[str, Any]:
     """A JSON file beside weights; empty where there is none."""
     folder = folder_of(path)
-    if folder is None or not (folder / name).is_file():
-        return {}
-    file = folder / name
-    if file.stat().st_size > MOST_BYTES:
-        raise UserError(f"{file} is larger than {MOST_BYTES >> 20} MiB; that is no configuration")
-    said = read_record(file)
-    if not isinstance(said, dict):
-        raise UserError(f"{file} is damaged (it holds no names); fetch it anew")
-    return said
+    return read_optional(folder / name, MOST_BYTES) if folder else {}

@@ -1,5 +1,7 @@
 """CLIP as transformers names it (arXiv 2103.00020), and its towers' configurations whatever their names."""
 
+import dataclasses
+
 from agriclip_jax.encoders import text, vit
 from agriclip_jax.encoders.layers import BlockConfig
 from agriclip_jax.weights.family import (
@@ -48,7 +50,6 @@ def image_tower(
 
 def text_tower(blocks: BlockConfig, tokens: tuple[int, ...], length: int, embed_dim: int) -> text.TextConfig:
     """CLIP's text tower: of the embedding of its vocabulary [tokens, width] and of so many places."""
-    # The end is the greatest id of CLIP's vocabulary; older configurations of transformers say another.
     return text.TextConfig(blocks, tokens[0], length, end_id=tokens[0] - 1, embed_dim=embed_dim)
 
 
@@ -62,10 +63,11 @@ def _in_transformers(shapes: Shapes, settings: Settings) -> dict[str, Tower]:
     places, _ = shapes["vision_model.embeddings.position_embedding.weight"]
     tokens = shapes["text_model.embeddings.token_embedding.weight"]
     length, _ = shapes["text_model.embeddings.position_embedding.weight"]
-    return {
-        "image": image_tower(image, patches, places, embed_dim, antialias=False),
-        "text": text_tower(words, tokens, length, embed_dim),
-    }
+    tower = text_tower(words, tokens, length, embed_dim)
+    said = settings.get("text_config", {}).get("eos_token_id", 2)
+    if said != 2:  # what older configurations say of CLIP's own vocabulary, whose end is its greatest id
+        tower = dataclasses.replace(tower, end_id=said)
+    return {"image": image_tower(image, patches, places, embed_dim, antialias=False), "text": tower}
 
 
 FAMILIES = {

@@ -27,6 +27,8 @@ from agriclip_jax.weights import torchfile
 MOST_DESCRIPTION = 16 << 20  # bytes that say what a file holds: of 2 billion parameters a few hundred thousand do
 MOST_INFLATED = 4 << 30  # bytes of one compressed array
 
+ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".npz")  # of weights in a folder, best first
+
 _SAFETENSORS = {
     "BOOL": "bool",
     "F64": "float64",
@@ -87,8 +89,8 @@ def open_weights(path: Path | str) -> Container:
     """Opens a checkpoint; nothing but its description is read.
 
     Args:
-      path: a file of any of the formats, or a folder with one *.safetensors, else one *.bin or *.pt, or with the index
-        (*.index.json) of several such files.
+      path: a file of any of the formats, or a folder with one file of the first of `ENDINGS` that any has, or with the
+        index (*.index.json) of several such files.
 
     Raises:
       UserError: nothing is there, it is damaged or of no such format, or reading it would need to run code.
@@ -100,14 +102,14 @@ def open_weights(path: Path | str) -> Container:
 
 def _folder(folder: Path) -> Container:
     names = sorted(file.name for file in folder.iterdir())
-    for endings in ((".safetensors",), (".bin", ".pt")):
-        indices = [name for name in names if name.endswith(tuple(f"{ending}.index.json" for ending in endings))]
-        found = indices or [name for name in names if name.endswith(endings)]
+    for ending in ENDINGS:
+        indices = [name for name in names if name.endswith(f"{ending}.index.json")]
+        found = indices or [name for name in names if name.endswith(ending)]
         if len(found) > 1:
             raise UserError(f"{folder} holds several checkpoints; name one: {', '.join(found[:5])}")
         if found:
             return _shards(folder / found[0]) if indices else _file(folder / found[0])
-    raise UserError(f"{folder} holds no weights (*.safetensors, *.bin or *.pt)")
+    raise UserError(f"{folder} holds no weights (*{', *'.join(ENDINGS)})")
 
 
 def _shards(index: Path) -> Container:

@@ -37,14 +37,16 @@ def _rows(mlp: tuple[str, str], norms: tuple[str, str], scales: bool) -> Rows:
     )
 
 
-def _rows_of_v3(mlp: tuple[str | tuple[str, ...], str]) -> Rows:
+def _rows_of_v3(mlp: tuple[str | tuple[str, ...], str], bias: bool = True) -> Rows:
+    """Queries and values have a bias in all models but the largest."""
     layer = "layer.{}."
-    kernel, bias = "blocks/attention/qkv/kernel", "blocks/attention/qkv/bias"
-    projections = [
-        Row((kernel,), tuple(f"{layer}attention.{x}_proj.weight" for x in "qkv"), "dense"),
-        Row((bias,), tuple(f"{layer}attention.{x}_proj.bias" for x in "qv"), "query_and_value"),
-        *dense("blocks/attention/out", f"{layer}attention.o_proj"),
-    ]
+    ours = "blocks/attention/qkv/kernel", "blocks/attention/qkv/bias"
+    kernels = tuple(f"{layer}attention.{x}_proj.weight" for x in "qkv")
+    projections = [Row(ours, kernels, "without_bias")]
+    if bias:
+        biases = tuple(f"{layer}attention.{x}_proj.bias" for x in "qv")
+        projections = [Row(ours[:1], kernels, "dense"), Row(ours[1:], biases, "query_and_value")]
+    projections += dense("blocks/attention/out", f"{layer}attention.o_proj")
     return (
         *patch("embeddings.patch_embeddings"),
         Row(("cls",), ("embeddings.cls_token",), "batch_of_one"),
@@ -83,7 +85,7 @@ def _configure(
             embed_dim=0,
             registers=registers,
             rotary_base=rotary_base,
-            antialias=False,
+            antialias=registers > 0,  # transformers' DINOv2 with registers does, that without and DINO do not
             **IMAGENET,
         )
         return {"image": config}
@@ -109,13 +111,20 @@ def _families() -> dict[str, Family]:
     v2 = _rows(("mlp.fc1", "mlp.fc2"), norms, scales=True)
     v2_gated = _rows(("mlp.weights_in", "mlp.weights_out"), norms, scales=True)
     v3 = _rows_of_v3(("mlp.up_proj", "mlp.down_proj"))
-    v3_gated = _rows_of_v3((("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"))
+    gate = (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+    v3_gated, v3_unbiased = (_rows_of_v3(gate, bias) for bias in (True, False))
     v2_layer, v3_layer = "encoder.layer.0.", "layer.0."
     found = {
         "dino": (dino, _configure(dino, heads=12, eps=1e-12), f"{v2_layer}intermediate.dense.weight"),
         "dinov2": (v2, _configure(v2, heads=12), f"{v2_layer}layer_scale1.lambda1", f"{v2_layer}mlp.fc1.weight"),
         "dinov2 gated": (v2_gated, _configure(v2_gated, heads=12, gated=True), f"{v2_layer}mlp.weights_in.weight"),
-        "dinov3 gated": (v3_gated, _silu_gated(v3_gated), f"{v3_layer}mlp.gate_proj.weight"),
+        "dinov3 gated": (
+            v3_gated,
+            _silu_gated(v3_gated),
+            f"{v3_layer}mlp.gate_proj.weight",
+            f"{v3_layer}attention.q_proj.bias",
+        ),
+        "dinov3 gated without bias": (v3_unbiased, _silu_gated(v3_unbiased), f"{v3_layer}mlp.gate_proj.weight"),
         "dinov3": (
             v3,
             _configure(v3, heads=6, eps=1e-5, rotary_base=100.0),

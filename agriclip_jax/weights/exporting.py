@@ -7,7 +7,6 @@ hold is refused by the part's name, with the format that can.
 
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +18,14 @@ from agriclip_jax.data.views import FILTERS, EvalView
 from agriclip_jax.encoders import resnet, vit
 from agriclip_jax.errors import UserError
 from agriclip_jax.files import write_json
-from agriclip_jax.weights import names, own, timm_names
+from agriclip_jax.weights import names, open_clip, own, timm_names
 from agriclip_jax.weights.families import FAMILIES, Tower
+from agriclip_jax.weights.family import ACTIVATIONS
 from agriclip_jax.weights.names import Row
 
 Say = Callable[[str], None]
 
-IN_TRANSFORMERS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+IN_TRANSFORMERS = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 
 
 class Parts(NamedTuple):
@@ -187,7 +187,7 @@ def _preprocessing(view: EvalView, image: Tower, kind: str) -> dict[str, Any]:
         "processor_class": f"{kind}Processor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": math.floor(view.size / view.share)} if is_cut else square,
+        "size": {"shortest_edge": view.short} if is_cut else square,
         "resample": FILTERS[view.filter].value,
         "do_center_crop": is_cut,
         "crop_size": square,
@@ -292,7 +292,7 @@ def write_open_clip(model: Any, out: Path, say: Say) -> None:
 from torchvision.transforms import InterpolationMode, Resize
 
 # Shrunk to more than it needs, of which the centre is cut out: no setting of open_clip's says so.
-preprocess.transforms[0] = Resize({math.floor(view.size / view.share)}, InterpolationMode.{view.filter.upper()})
+preprocess.transforms[0] = Resize({view.short}, InterpolationMode.{view.filter.upper()})
 """
     _write_loading(
         out,
@@ -327,7 +327,7 @@ def _image_in_open_clip(image: Tower, params: dict[str, np.ndarray]) -> tuple[It
     return [*names.within("visual.trunk.", timm_names.rows(image)), *head], {
         "timm_model_name": timm_names.find(image),
         "timm_model_pretrained": False,
-        "timm_pool": timm_names.POOLS[image.pool],
+        "timm_pool": open_clip.TRUNK_POOLS[image.pool],
         "timm_proj": "linear" if head else "none",
         "timm_proj_bias": bool(head and image.projection_bias),
     }

@@ -35,6 +35,7 @@ class Foreign:
       tables: the name map of each tower, and of its "scale".
       container: its arrays.
       preparation: how photos are prepared for it: "resize", "crop_share" and "filter" of `data.views.EvalView`.
+      is_described: whether a configuration was read; else heads, activation and the like are the family's usual ones.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Foreign:
     tables: Mapping[str, tuple[Row, ...]]
     container: Container
     preparation: Mapping[str, Any]
+    is_described: bool
 
     def leaves(self, tower: str) -> Iterator[tuple[str, np.ndarray]]:
         """Paths and float32 arrays of a tower's parameters, one row of its name map in memory at a time.
@@ -77,7 +79,8 @@ def open_model(path: Path | str) -> Foreign:
     rows = [row for table in tables.values() for row in table]
     used = names.check(rows, shapes, family.ignored, str(path))
     try:
-        towers = family.configure(shapes, heads or beside.settings(path, name))
+        settings = heads or beside.settings(path, name)
+        towers = family.configure(shapes, settings)
         if "image" in towers:
             towers["image"] = dataclasses.replace(towers["image"], **beside.colours(path))
         preparation = beside.preparation(path, name)
@@ -88,7 +91,9 @@ def open_model(path: Path | str) -> Foreign:
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{path}: its configuration and its arrays do not fit together ({error!r:.120})") from error
     _compare(found, wanted, path)
-    return Foreign(path, name, towers, tables, dataclasses.replace(container, tensors=tensors), preparation)
+    is_described = bool(settings) or container.format == "torchscript"  # as only OpenAI writes it
+    container = dataclasses.replace(container, tensors=tensors)
+    return Foreign(path, name, towers, tables, container, preparation, is_described)
 
 
 def with_aligner(model: Foreign, path: Path | str, variance: float | None = None) -> Foreign:

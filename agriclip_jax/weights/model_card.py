@@ -18,7 +18,8 @@ from agriclip_jax.data.measure import measure, pass_over
 from agriclip_jax.data.records import Alive
 from agriclip_jax.encoders import resnet
 from agriclip_jax.errors import UserError
-from agriclip_jax.files import read_record, write_whole
+from agriclip_jax.files import read_optional, write_whole
+from agriclip_jax.weights.hub import PREFIX
 
 LIBRARIES = {"hf": "transformers", "open_clip": "open_clip", "stablehlo": "jax", "onnx": "onnxruntime"}
 NO_LICENCE = "none stated"
@@ -41,7 +42,7 @@ def write(model: Any, out: Path, *, target: str, licence: str, command: str) -> 
         data = _data(model.workdir)
         loading = (out / "README.md").read_text(encoding="utf-8").strip()
         parts = [
-            f"---\n{yaml.safe_dump(_front(target, licence), sort_keys=False, allow_unicode=True)}---",
+            f"---\n{yaml.safe_dump(_front(model, target, licence), sort_keys=False, allow_unicode=True)}---",
             f"# {_md(_name(model))}",
             _what(model),
             "## How to load it",
@@ -51,7 +52,7 @@ def write(model: Any, out: Path, *, target: str, licence: str, command: str) -> 
             "## Data",
             *_describe_data(model, data),
             "## Licence",
-            _licence_text(licence, data),
+            _licence_text(model, licence, data),
             "## Limits",
             _list(_limits(model)),
             "## How it was made",
@@ -60,14 +61,15 @@ def write(model: Any, out: Path, *, target: str, licence: str, command: str) -> 
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{model.workdir}: its records are damaged ({error!r:.100}); restore them") from error
     write_whole(out / "README.md", "\n\n".join(parts) + "\n")
-    write_whole(out / "LICENSE.md", _licence_text(licence, data) + "\n")
+    write_whole(out / "LICENSE.md", _licence_text(model, licence, data) + "\n")
 
 
-def _front(target: str, licence: str) -> dict[str, Any]:
+def _front(model: Any, target: str, licence: str) -> dict[str, Any]:
     is_known = re.fullmatch(r"[a-z0-9.-]+", licence)
     said = {"license": licence} if is_known else {"license": "other", "license_name": licence}
     return {
         **(said if licence else {"license": "unknown"}),
+        **({"base_model": bases} if (bases := _on_the_hub(model)) else {}),
         "library_name": LIBRARIES.get(target, "agriclip_jax"),
         "pipeline_tag": "zero-shot-image-classification",
         "tags": ["clip", "vision-language", "agriculture", "agriclip_jax"],
@@ -75,7 +77,20 @@ def _front(target: str, licence: str) -> dict[str, Any]:
 
 
 def _name(model: Any) -> str:
-    return str(model.config.get("recipe") or model.workdir.resolve().name)
+    return model.workdir.resolve().name
+
+
+def _origins(model: Any) -> dict[str, str]:
+    """What the run started from by the key of `config.init` that said so; of local files the last part of the path."""
+    said = {name: value for name, value in model.config.init.to_dict().items() if value and isinstance(value, str)}
+    return {name: value if value.startswith(PREFIX) else Path(value).name for name, value in said.items()}
+
+
+def _on_the_hub(model: Any) -> list[str]:
+    found = (
+        spec.removeprefix(PREFIX).partition("@")[0] for spec in _origins(model).values() if spec.startswith(PREFIX)
+    )
+    return ["/".join(place.split("/")[:2]) for place in found]
 
 
 def _what(model: Any) -> str:
@@ -120,7 +135,7 @@ def _stack(tower: Any) -> str:
 
 
 def _results(model: Any) -> Iterator[str]:
-    record = _record(model.workdir / "zeroshot.json")
+    record = read_optional(model.workdir / "zeroshot.json")
     scored = record.get("checkpoint", {})
     if not record:
         yield "Unknown: the run has no record of scores."
@@ -147,12 +162,12 @@ def _score(name: str, group: str, top1: float, scored: Mapping[str, Any]) -> lis
 
 def _data(workdir: Path) -> dict[str, Any] | None:
     """What the run's data folder holds, as `measure` counts it; None where it is not there or has changed."""
-    said = _record(workdir / "data.json")
+    said = read_optional(workdir / "data.json")
     try:
         alive = Alive.open(said.get("path", ""))
         if alive.fingerprint != said["fingerprint"]:
             return None
-        card = _record(alive.path / "card.json")
+        card = read_optional(alive.path / "card.json")
         if card.get("measured", {}).get("fingerprint") == alive.fingerprint:
             return card["measured"]
         return measure(alive, pass_over(alive))
@@ -164,7 +179,7 @@ def _describe_data(model: Any, data: Mapping[str, Any] | None) -> Iterator[str]:
     if not _is_trained(model):
         yield "Unknown: it was not trained here."
         return
-    said, kinds = _record(model.workdir / "data.json"), model.config.data.caption_kinds
+    said, kinds = read_optional(model.workdir / "data.json"), model.config.data.caption_kinds
     splits = ", ".join(f"{name} {number:,}" for name, number in said.get("splits", {}).items())
     yield (
         f"Images: {splits or 'unknown'}. Captions: {_md(', '.join(kinds) or 'unknown')}. "
@@ -191,10 +206,15 @@ def _licence_names(licences: Mapping[str, int]) -> str:
     return ", ".join(named) if len(named) > 1 else next(iter(licences), "") or NO_LICENCE
 
 
-def _licence_text(licence: str, data: Mapping[str, Any] | None) -> str:
+def _licence_text(model: Any, licence: str, data: Mapping[str, Any] | None) -> str:
     weights = (
         f"The weights: {_md(licence)}." if licence else "The licence of the weights is unknown: nobody has stated one."
     )
+    if origins := _origins(model):
+        weights += (
+            f" They started from {_md(', '.join(origins.values()))}, whose licence and training data are not on record "
+            "here; both go on to bind them."
+        )
     if data is None:
         return f"{weights} The licences of the images they were trained on are unknown here."
     images: Counter[str] = Counter()
@@ -218,6 +238,10 @@ def _limits(model: Any) -> Iterator[str]:
     )
     if _is_trained(model):
         yield f"The scores are of one run with seed {config.seed}; other seeds give others."
+    if _origins(model):
+        yield "What it started from was trained on data that are not on record here, with their faults and preferences."
+    if "logit_bias" in model.params and _is_trained(model):
+        yield "The bias of its logits is the one it started from: training here moves the temperature, not the bias."
     yield (
         "It chooses among the texts it is given and says nothing of what none of them describes. No study was made of "
         "its errors in the field: for a decision on plants, animals or food, ask someone who knows them."
@@ -227,20 +251,19 @@ def _limits(model: Any) -> Iterator[str]:
 
 
 def _making(model: Any, command: str) -> Iterator[str]:
-    config, environment = model.config, _record(model.workdir / "environment.json")
-    init = {tower: spec for tower, spec in dict(config.get("init", {})).items() if spec}
+    config, environment = model.config, read_optional(model.workdir / "environment.json")
     objectives = ", ".join(f"{name} (weight {_short(weight)})" for name, weight in config.objectives.items())
     packages = ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items())
     devices = ", ".join(environment.get("devices", []))
     made = [
-        ["recipe", _name(model)],
+        ["recipe", config.recipe],
         ["objectives", objectives],
         ["steps", f"{model.step:,} of {config.total_steps:,}, {config.batch_size:,} images each"],
         ["seed", str(config.seed)],
         ["device", f"{environment.get('device_count', 1)} x {devices}" if devices else "unknown"],
     ]
     facts = [
-        ["started from", _short(init) if init else "fresh weights"],
+        ["started from", _short(origins) if (origins := _origins(model)) else "fresh weights"],
         *(made if _is_trained(model) else []),
         ["agriclip_jax that made the checkpoint", environment.get("code", "unknown")],
         ["agriclip_jax that exported it", model.code_version],
@@ -254,11 +277,6 @@ def _making(model: Any, command: str) -> Iterator[str]:
 
 def _short(value: Any) -> str:
     return json.dumps(value, default=list) if isinstance(value, Mapping | Sequence) else str(value)
-
-
-def _record(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; {} where there is none."""
-    return read_record(path) if path.is_file() else {}
 
 
 def _percent(share: float) -> str:

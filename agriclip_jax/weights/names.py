@@ -82,7 +82,7 @@ def _without_bias(arrays: Arrays, count: int) -> Arrays:
     kernel, bias = arrays
     if np.any(bias):
         raise UserError("a tower whose queries, keys and values have a bias cannot be named as one that has none")
-    return [kernel.T]
+    return np.split(kernel.T, count)
 
 
 HOW = {
@@ -90,7 +90,7 @@ HOW = {
     # A vector is its own transpose, so biases go the same way.
     "dense": How(lambda a: [np.concatenate(a).T], lambda a, n: np.split(a[0].T, n)),
     "side_by_side": How(lambda a: [np.concatenate(a, axis=-1)], lambda a, n: np.split(a[0], n, axis=-1)),
-    "without_bias": How(lambda a: [a[0].T, np.zeros(len(a[0]), a[0].dtype)], _without_bias),
+    "without_bias": How(lambda a: [np.concatenate(a).T, np.zeros(sum(map(len, a)), a[0].dtype)], _without_bias),
     "query_and_value": How(
         lambda a: [np.concatenate([a[0], np.zeros_like(a[0]), a[1]])], lambda a, n: np.split(a[0], 3)[::2]
     ),

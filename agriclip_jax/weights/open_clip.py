@@ -54,6 +54,7 @@ TEXT_OF_SIGLIP = (*_WORDS, *dense("projection", "text_projection"))
 SCALE = tuple(Row((name,), (name,), optional=True) for name in ("logit_scale", "logit_bias"))
 
 # What a text tower pools: theirs to ours.
+TRUNK_POOLS = {"cls": "token", "attention": "map", "mean": "avg"}  # ours: timm's
 TEXT_POOLS = {"argmax": "end", "eos": "end", "last": "last"}
 
 
@@ -128,7 +129,7 @@ def _trunk(family: Family) -> Family:
         vision = settings.get("vision_cfg", {})
         said = {"architecture": vision.get("timm_model_name"), "image_size": vision.get("image_size", 224)}
         image = inner.configure(shapes, said)["image"]
-        pool = {"attention": "map", "cls": "token", "mean": "avg"}[image.pool]
+        pool = TRUNK_POOLS[image.pool]
         if vision and (theirs := vision.get("timm_pool", "avg")) != pool:
             raise UserError(f"its image tower pools by {theirs!r}; such a trunk has a place here only with {pool!r}")
         embed_dim, *_ = shapes.get(kernel.theirs[0], (0,))

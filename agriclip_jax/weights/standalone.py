@@ -1,6 +1,5 @@
 """What exports that run without this package share: the towers as plain functions, and the program in their README."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +64,7 @@ def program(model: Any, imports: str, embed: str) -> str:
     size, resampling = view.size, f"Image.Resampling.{view.filter.upper()}"
     square = f"""    return np.array(photo.resize(({size}, {size}), {resampling}))"""
     if view.resize == "crop":
-        short = math.floor(size / view.share)
+        short = view.short
         square = f"""    photo = photo.resize([{short} * side // min(photo.size) for side in photo.size], {resampling})
     left, top = (round((side - {size}) / 2) for side in photo.size)
     return np.array(photo.crop((left, top, left + {size}, top + {size})))"""
@@ -78,7 +77,8 @@ from tokenizers import Tokenizer
 {embed}
 
 def pixels(path):
-    photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    photo = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
 {square}
 
 

@@ -5,8 +5,6 @@ from agriclip_jax.weights import timm
 from agriclip_jax.weights.families import FAMILIES, Tower
 from agriclip_jax.weights.names import Row
 
-POOLS = {"cls": "token", "attention": "map", "mean": "avg"}  # ours: timm's
-
 _RESNETS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}  # by blocks of each stage
 _SIZES = {
     "tiny": vit.SIZES["Ti"],

@@ -4,6 +4,8 @@ A tree is built from the original's own names, one short table for each family; 
 our kernels [in, out], and the layers of a stack lie along one leading axis.
 """
 
+import importlib.metadata
+import re
 from collections.abc import Mapping
 
 import jax
@@ -11,6 +13,11 @@ import numpy as np
 from flax import nnx
 
 TOLERANCE = 1e-4  # on features of order 1
+GRIDS = ("", ", another grid")  # what the name of a feature of an image ends in: the stored grid of patches, or not
+SEEN: dict[tuple[str, str, str], float] = {}  # family, original and feature: the largest difference
+
+# The libraries of the originals, as the package index calls them.
+PACKAGES = {name: name for name in ("timm", "torchvision", "transformers")} | {"open_clip": "open_clip_torch"}
 
 # Our part of a block: the original's names of it. A dense layer of several names is their outputs side by side.
 CLIP = {
@@ -124,8 +131,39 @@ def fits(network, params: dict, weights: Weights, unused: set = frozenset()) -> 
     return params
 
 
-def agree(ours, theirs, least_spread: float = 0.3):
-    """Asserts |ours - theirs| <= 1e-4 everywhere, on values that do spread."""
+def agree(ours, theirs, least_spread: float = 0.3, of: tuple[str, str, str] | None = None):
+    """Asserts |ours - theirs| <= 1e-4 everywhere, on values that do spread.
+
+    Args:
+      of: the row of the table: family, original (which begins with a library's name), feature; `None` for none.
+        Of a file of two families, which are joined by " + ", features of images are the first's, others the second's.
+    """
     ours, theirs = np.asarray(ours), np.asarray(theirs.detach() if hasattr(theirs, "detach") else theirs)
     assert theirs.std() >= least_spread
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+    if of:
+        family, original, feature = of
+        row = family.split(" + ")[0 if feature.startswith("image") else -1], original, feature
+        SEEN[row] = max(SEEN.get(row, 0.0), float(np.abs(ours - theirs).max()))
+
+
+def table() -> str:
+    """What was seen, as Markdown: the families in their order, then what is none."""
+    from agriclip_jax.weights import families
+
+    order = list(families.FAMILIES)
+    lines = ["| model | names | original | feature | largest difference |", "|---|---|---|---|---:|"]
+    for row in sorted(SEEN, key=lambda row: (order.index(row[0]) if row[0] in order else len(order), *row)):
+        family, original, feature = row
+        model, names = re.fullmatch(r"(.+?)(?: \((.+)\))?", family).groups()
+        if (library := re.match(r"\w+", original)[0]) in PACKAGES:
+            version, *_ = importlib.metadata.version(PACKAGES[library]).split("+")  # of which build is no matter
+            original = f"{library} {version}{original.removeprefix(library)}"
+        lines.append(f"| {model} | {names or model} | {original} | {feature} | {_digit(SEEN[row])} |")
+    return "\n".join(lines)
+
+
+def _digit(difference: float) -> str:
+    """One digit, such as "3e-6"."""
+    digit, _, power = f"{difference:.0e}".partition("e")
+    return f"{digit}e{int(power)}" if difference else "0"

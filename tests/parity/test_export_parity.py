@@ -9,6 +9,7 @@ import originals
 import pytest
 from flax import nnx
 from PIL import Image
+from test_weight_families import check_both, imported
 from tiny import call
 
 from agriclip_jax import encoders, inference
@@ -113,13 +114,12 @@ def ours(model):
     return model.embed_images(images), model.embed_texts(CAPTIONS)
 
 
-def check(model, images, words, scale, bias=0.0):
-    """Sees that embeddings and logits are those of the model here."""
+def check(model, images, words, scale, bias, of):
+    """Sees that embeddings and logits are those of the model here; `of` is its row of the table."""
     z, t = ours(model)
-    assert (z @ t.T).std() > 0.01
-    originals.agree(images, z, least_spread=0.05)
-    originals.agree(words, t, least_spread=0.05)
-    originals.agree(images.numpy() @ words.numpy().T, z @ t.T, least_spread=0.0)
+    originals.agree(images, z, least_spread=0.05, of=(*of, "image embedding"))
+    originals.agree(words, t, least_spread=0.05, of=(*of, "text embedding"))
+    originals.agree(images.numpy() @ words.numpy().T, z @ t.T, least_spread=0.01, of=(*of, "cosines"))
     assert scale == pytest.approx(np.exp(np.asarray(model.params["logit_scale"])), rel=1e-6)
     assert bias == pytest.approx(float(np.asarray(model.params.get("logit_bias", 0.0))))
 
@@ -140,6 +140,7 @@ def in_transformers(torch, model, folder, padding=True):
         made.text_embeds,
         theirs.logit_scale.exp().item(),
         0.0 if bias is None else bias.item(),
+        (f"{type(theirs).__name__}, exported (hf)", "transformers"),
     )
     return type(theirs).__name__
 
@@ -156,8 +157,15 @@ def in_open_clip(torch, model, folder):
         z = theirs.encode_image(torch.stack([preprocess(p) for p in photos(model.image_size)]), normalize=True)
         t = theirs.encode_text(tokens, normalize=True)
     bias = theirs.logit_bias
-    check(model, z, t, theirs.logit_scale.exp().item(), 0.0 if bias is None else bias.item())
+    row = f"{kind_of(theirs)}, exported (open_clip)", "open_clip"
+    check(model, z, t, theirs.logit_scale.exp().item(), 0.0 if bias is None else bias.item(), row)
     return theirs
+
+
+def kind_of(theirs):
+    """What open_clip makes of a folder: its class and its image tower's."""
+    trunk = getattr(theirs.visual, "trunk", None)
+    return f"{type(theirs).__name__} on {'a timm ' * (trunk is not None)}{type(trunk or theirs.visual).__name__}"
 
 
 def test_a_run_of_the_default_towers_loads_in_both(torch, run, tmp_path, monkeypatch, capsys):
@@ -180,6 +188,18 @@ def test_clip_loads_in_both(torch, tokenizer, tmp_path, activation):
         write(model, tmp_path / target, print)
     assert in_transformers(torch, model, tmp_path / "hf") == "CLIPModel"
     in_open_clip(torch, model, tmp_path / "open_clip")
+
+
+def test_our_own_format_gives_back_the_same_features(tokenizer, tmp_path):
+    model = made(IMAGE, TEXT, tokenizer)
+    exporting.write_safetensors(model, tmp_path, print)
+    name, networks, params = imported(tmp_path)
+    assert name == "agriclip_jax"
+    z, t = ours(model)
+    images = np.stack([views.eval_view(photo, model.view) for photo in photos(model.image_size)])
+    tokens = tokenizer.encode(CAPTIONS, TEXT.context_length)
+    scale = np.exp(model.params["logit_scale"])
+    check_both(networks, params, images, tokens, z, t, scale * z @ t.T, of=(name, "agriclip_jax before its export", ""))
 
 
 @pytest.mark.parametrize(

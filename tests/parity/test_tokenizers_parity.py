@@ -11,10 +11,12 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
+import originals
 import pytest
 from farm_texts import TEXTS as FARM_TEXTS
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from test_weight_families import VISION, WORDS, imported, said
 
 from agriclip_jax.data import knowledge, tokenizers
 
@@ -252,3 +254,63 @@ def test_transformers_reads_our_siglip_tokenizer_to_our_ids(kind, request, tmp_p
     found = processor(text=list(FARM_TEXTS), padding="max_length", truncation=True).input_ids
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(tokenizers.Tokenizer.load(folder).encode(FARM_TEXTS, 64), expected)
+
+
+# ---- from texts to embeddings ----------------------------------------------------------------------------------------
+
+SHORT = 12  # places of a text tower that many captions overrun
+CAPTIONS = (*FARM_TEXTS, *(" ".join(["leaf"] * count) for count in range(1, SHORT)))
+
+
+def agrees_on_texts(tower, params, ours, texts, wanted, of):
+    """Args: ours: the tokenizer; wanted: the original's embeddings of texts by its own; of: family and original."""
+    lengths = np.argmax(ours.encode(texts, LENGTH) == ours.end_id, axis=1) + 1
+    one = 2 if ours.start_id is None else 3  # a token, between start and end
+    assert {one, SHORT - 1, SHORT, SHORT + 1} <= set(lengths) and ours.truncated(texts, SHORT) > 100
+    found = said(tower, params, ours.encode(texts, SHORT))
+    originals.agree(found, wanted, least_spread=0.1, of=(*of, "text embedding, short to over-long captions"))
+
+
+def test_captions_of_any_length_through_open_clips_tokenizer_and_tower(both, torch, tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 1}
+    words = {"context_length": SHORT, "vocab_size": 49_408, "width": 64, "heads": 1, "layers": 2}
+    theirs = originals.made(open_clip.CLIP, 24, vision, words, quick_gelu=True)
+    torch.save(theirs.state_dict(), tmp_path / "clip.pt")
+    name, networks, params = imported(tmp_path / "clip.pt")
+    with torch.no_grad():
+        wanted = theirs.encode_text(both[1](list(CAPTIONS), SHORT), normalize=True)
+    agrees_on_texts(networks["text"], params["text"], both[0], CAPTIONS, wanted, (name, "open_clip"))
+
+
+def in_transformers(torch, theirs, tokenizer, texts, folder):
+    """Embeddings by a model of transformers with its tokenizer, and what our map makes of the model.
+
+    No mask of the padding is given: the tokenizers of SigLIP as released return none.
+    """
+    theirs.save_pretrained(folder)
+    with torch.no_grad():
+        found = theirs.get_text_features(torch.tensor(rows(tokenizer, texts, SHORT))).pooler_output
+    return torch.nn.functional.normalize(found, dim=-1), *imported(folder)
+
+
+def test_captions_of_any_length_through_transformers_clip(both, torch, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    words = {"vocab_size": 49_408, "max_position_embeddings": SHORT, "bos_token_id": 49_406, "eos_token_id": 49_407}
+    config = transformers.CLIPConfig(vision_config=VISION, text_config=WORDS | words, projection_dim=24)
+    theirs = originals.made(transformers.CLIPModel, config)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(written(both[0], SHORT, tmp_path / "tokenizer"))
+    texts = [text for text in CAPTIONS if is_plain(text)]
+    wanted, name, networks, params = in_transformers(torch, theirs, tokenizer, texts, tmp_path / "model")
+    agrees_on_texts(networks["text"], params["text"], both[0], texts, wanted, (name, "transformers"))
+
+
+def test_captions_of_any_length_through_transformers_siglip(siglip, torch, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder, tokenizer = siglip
+    words = {"vocab_size": len(tokenizer), "max_position_embeddings": SHORT, "bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.SiglipConfig(vision_config=VISION, text_config=WORDS | words)
+    theirs = originals.made(transformers.SiglipModel, config)
+    wanted, name, networks, params = in_transformers(torch, theirs, tokenizer, CAPTIONS, tmp_path)
+    ours = tokenizers.Tokenizer.load(folder)
+    agrees_on_texts(networks["text"], params["text"], ours, CAPTIONS, wanted, (name, "transformers"))

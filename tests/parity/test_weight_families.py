@@ -1,16 +1,20 @@
 """A file that the original implementation saved, read by our name maps, gives the original's features and logits."""
 
+import copy
+import functools
 import json
+import types
 
 import jax
 import numpy as np
 import originals
 import pytest
 from flax import nnx
+from test_resnet_parity import made as made_resnet
 
 from agriclip_jax import encoders, rules
 from agriclip_jax.errors import UserError
-from agriclip_jax.weights import families, importing, names
+from agriclip_jax.weights import importing, names
 
 pytestmark = pytest.mark.parity
 
@@ -18,6 +22,7 @@ DEPTH = 2
 BLOCKS = {"hidden_size": 48, "num_hidden_layers": DEPTH, "num_attention_heads": 4}
 SQUARE = {"image_size": 32, "patch_size": 8}
 VISION = BLOCKS | SQUARE | {"intermediate_size": 96}
+WITHOUT_BIAS = {"query_bias": False, "value_bias": False, "hidden_act": "silu"}  # DINOv3's largest
 WORDS = BLOCKS | {"intermediate_size": 96, "vocab_size": 99, "max_position_embeddings": 12}
 
 
@@ -48,15 +53,56 @@ def saved(model, folder):
     return imported(folder)
 
 
-def check_image(networks, params, images, wanted_pooled, wanted_patches=None):
-    found = jax.jit(networks["image"])(params["image"], images)
-    originals.agree(found.pooled, wanted_pooled)
-    if wanted_patches is not None:
-        originals.agree(found.patches, wanted_patches)
+@functools.partial(jax.jit, static_argnums=0)
+def seen(network, params, images):
+    """Pooled feature, patches and embedding of images."""
+    found = network(params, images)
+    return found.pooled, found.patches, network(params, found.pooled, method="embed")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def said(network, params, tokens):
+    """Embedding of texts."""
+    return network(params, network(params, tokens), method="embed")
+
+
+def check_image(networks, params, images, wanted_pooled, wanted_patches, of):
+    """Args: of: family, original and grid."""
+    family, original, grid = of
+    pooled, patches, _ = seen(networks["image"], params["image"], images)
+    originals.agree(pooled, wanted_pooled, of=(family, original, f"image feature{grid}"))
+    originals.agree(patches, wanted_patches, of=(family, original, f"image patches{grid}"))
+
+
+def check_both(networks, params, images, tokens, z, t, logits, of, least_spread=0.1):
+    """Args: z, t, logits: the original's; of: family, original and grid."""
+    family, original, grid = of
+    _, _, images = seen(networks["image"], params["image"], images)
+    words = said(networks["text"], params["text"], tokens)
+    ours = np.exp(params["logit_scale"]) * images @ words.T + params.get("logit_bias", 0.0)
+    originals.agree(images, z, least_spread, of=(family, original, f"image embedding{grid}"))
+    originals.agree(words, t, least_spread, of=None if grid else (family, original, "text embedding"))
+    originals.agree(ours, logits, least_spread, of=(family, original, f"logits{grid}"))
+
+
+def number_of_patches(images, patch=8):
+    return images.shape[1] // patch * (images.shape[2] // patch)
+
+
+def for_grid(torch, theirs, rows, columns):
+    """A CLIP of open_clip for another grid, whose positions are what open_clip makes of them when it loads weights."""
+    from open_clip.model import resize_pos_embed
+
+    theirs = copy.deepcopy(theirs)
+    part, name = getattr(theirs.visual, "attnpool", theirs.visual), "visual.positional_embedding"
+    state = {name: part.positional_embedding.detach()}
+    resize_pos_embed(state, types.SimpleNamespace(visual=types.SimpleNamespace(grid_size=(rows, columns))))
+    part.positional_embedding = torch.nn.Parameter(state[name])
+    return theirs
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_clip_of_transformers(transformers, torch, images, tmp_path, activation):
+def test_clip_of_transformers(transformers, torch, grids, tmp_path, activation):
     act = {"hidden_act": activation}
     config = transformers.CLIPConfig(
         vision_config=VISION | act,
@@ -69,17 +115,19 @@ def test_clip_of_transformers(transformers, torch, images, tmp_path, activation)
     assert name == "clip (transformers)"
     tokens = np.random.default_rng(1).integers(1, 97, (3, 12))
     tokens[0, 4:] = tokens[1, 8:] = tokens[2, 11:] = 98
-    with torch.no_grad():
-        wanted = theirs(torch.tensor(tokens), originals.pixels(images, networks["image"].config))
-    pooled = networks["image"](params["image"], images).pooled
-    z = networks["image"](params["image"], pooled, method="embed")
-    t = networks["text"](params["text"], networks["text"](params["text"], tokens), method="embed")
-    originals.agree(z, wanted.image_embeds, least_spread=0.1)
-    originals.agree(t, wanted.text_embeds, least_spread=0.1)
-    originals.agree(np.exp(params["logit_scale"]) * z @ t.T, wanted.logits_per_image)
+    agrees_with_transformers(torch, theirs, networks, params, grids, tokens, name)
 
 
-def test_siglip_of_transformers(transformers, torch, images, tmp_path):
+def agrees_with_transformers(torch, theirs, networks, params, grids, tokens, name):
+    for grid, images in grids.items():
+        pixels = originals.pixels(images, networks["image"].config)
+        with torch.no_grad():
+            found = theirs(torch.tensor(tokens), pixels, interpolate_pos_encoding=True)
+        wanted = found.image_embeds, found.text_embeds, found.logits_per_image
+        check_both(networks, params, images, tokens, *wanted, of=(name, "transformers", grid))
+
+
+def test_siglip_of_transformers(transformers, torch, grids, tmp_path):
     words = WORDS | {"bos_token_id": 97, "eos_token_id": 1, "pad_token_id": 1}
     theirs = originals.made(
         transformers.SiglipModel, transformers.SiglipConfig(vision_config=VISION, text_config=words)
@@ -87,12 +135,7 @@ def test_siglip_of_transformers(transformers, torch, images, tmp_path):
     name, networks, params = saved(theirs, tmp_path)
     assert name == "siglip (transformers)"
     tokens = np.random.default_rng(1).integers(2, 97, (3, 12))
-    with torch.no_grad():
-        wanted = theirs(torch.tensor(tokens), originals.pixels(images, networks["image"].config))
-    z = networks["image"](params["image"], networks["image"](params["image"], images).pooled, method="embed")
-    t = networks["text"](params["text"], networks["text"](params["text"], tokens), method="embed")
-    originals.agree(z, wanted.image_embeds, least_spread=0.1)
-    originals.agree(np.exp(params["logit_scale"]) * z @ t.T + params["logit_bias"], wanted.logits_per_image, 0.1)
+    agrees_with_transformers(torch, theirs, networks, params, grids, tokens, name)
 
 
 @pytest.mark.parametrize(
@@ -108,16 +151,24 @@ def test_siglip_of_transformers(transformers, torch, images, tmp_path):
             {"intermediate_size": 96, "num_register_tokens": 3, "use_gated_mlp": True, "hidden_act": "silu"},
             "dinov3 gated (transformers)",
         ),
+        (
+            "DINOv3ViT",
+            {"intermediate_size": 96, "num_register_tokens": 3, "use_gated_mlp": True} | WITHOUT_BIAS,
+            "dinov3 gated without bias (transformers)",
+        ),
     ],
 )
-def test_self_distilled_towers_of_transformers(transformers, torch, images, tmp_path, kind, options, family):
+def test_self_distilled_towers_of_transformers(transformers, torch, grids, tmp_path, kind, options, family):
     config = getattr(transformers, f"{kind}Config")(**BLOCKS, **SQUARE, **options)
     theirs = originals.made(getattr(transformers, f"{kind}Model"), config)
     name, networks, params = saved(theirs, tmp_path)
     assert name == family
-    with torch.no_grad():
-        wanted = theirs(originals.pixels(images, networks["image"].config)).last_hidden_state
-    check_image(networks, params, images, wanted[:, 0], wanted[:, -16:])
+    asked = {"interpolate_pos_encoding": True} if kind == "ViT" else {}  # the others do it unasked
+    for grid, images in grids.items():
+        with torch.no_grad():
+            wanted = theirs(originals.pixels(images, networks["image"].config), **asked).last_hidden_state
+        patches = wanted[:, -number_of_patches(images) :]
+        check_image(networks, params, images, wanted[:, 0], patches, of=(name, "transformers", grid))
 
 
 def test_a_gate_that_is_no_silu_is_refused(transformers, torch, tmp_path):
@@ -127,19 +178,26 @@ def test_a_gate_that_is_no_silu_is_refused(transformers, torch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_224.dino", "vit_small_patch14_dinov2.lvd142m"])
-def test_self_distilled_towers_of_timm(torch, images, tmp_path, name):
+def test_self_distilled_towers_of_timm(torch, grids, tmp_path, name):
     timm = pytest.importorskip("timm")
     sizes = {"embed_dim": 64, "depth": DEPTH, "num_heads": 1, "img_size": 32, "patch_size": 8}
-    theirs = originals.made(timm.create_model, name, num_classes=0, **sizes)
+    theirs = originals.made(timm.create_model, name, num_classes=0, dynamic_img_size=True, **sizes)
     torch.save(theirs.state_dict(), tmp_path / "model.pth")
-    _, networks, params = imported(tmp_path / "model.pth")
-    with torch.no_grad():
-        wanted = theirs.forward_features(originals.pixels(images, networks["image"].config))
-    check_image(networks, params, images, wanted[:, 0], wanted[:, 1:])
+    family, networks, params = imported(tmp_path / "model.pth")
+    agrees_with_timm(torch, theirs, networks, params, grids, family)
+
+
+def agrees_with_timm(torch, theirs, networks, params, grids, family, original="timm"):
+    """Args: theirs: made with `dynamic_img_size`."""
+    for grid, images in grids.items():
+        with torch.no_grad():
+            wanted = theirs.forward_features(originals.pixels(images, networks["image"].config))
+        patches = wanted[:, theirs.num_prefix_tokens :]
+        check_image(networks, params, images, wanted[:, 0], patches, of=(family, original, grid))
 
 
 @pytest.mark.parametrize(("kind", "quick_gelu"), [("folder", True), ("folder", False), ("file", True)])
-def test_clip_of_open_clip(torch, images, tmp_path, kind, quick_gelu):
+def test_clip_of_open_clip(torch, grids, tmp_path, kind, quick_gelu):
     from safetensors.torch import save_file
 
     open_clip = pytest.importorskip("open_clip")
@@ -160,23 +218,37 @@ def test_clip_of_open_clip(torch, images, tmp_path, kind, quick_gelu):
         torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}, "epoch": 3}, path)
     name, networks, params = imported(path)
     assert name == "clip (openai, open_clip)"
-    tokens = np.random.default_rng(1).integers(1, 97, (3, 12))
-    tokens[0, 4:] = tokens[1, 8:] = 0
-    tokens[0, 4] = tokens[1, 8] = tokens[2, 11] = 98
-    with torch.no_grad():
-        pixels = originals.pixels(images, networks["image"].config)
-        z, t, scale = theirs(pixels, torch.tensor(tokens))[:3]
-    ours = networks["image"](params["image"], networks["image"](params["image"], images).pooled, method="embed")
-    words = networks["text"](params["text"], networks["text"](params["text"], tokens), method="embed")
-    originals.agree(ours, z, least_spread=0.1)
-    originals.agree(words, t, least_spread=0.1)
-    originals.agree(np.exp(params["logit_scale"]) * ours @ words.T, scale * z @ t.T)
+    agrees_with_open_clip(torch, theirs, networks, params, grids, captions(), name)
+
+
+def agrees_with_open_clip(torch, theirs, networks, params, grids, tokens, name, said="", patch=8):
+    """Args: said: of the original, after its library's name."""
+    config, resizes = networks["image"].config, not hasattr(theirs.visual, "trunk")
+    for grid, images in grids.items():
+        rows, columns = (side // patch for side in images.shape[1:3])
+        theirs_here = for_grid(torch, theirs, rows, columns) if grid and resizes else theirs
+        pixels = originals.pixels(images, config)
+        with torch.no_grad():
+            z = theirs_here.encode_image(pixels, normalize=True)
+            t = theirs_here.encode_text(torch.tensor(tokens), normalize=True)
+            logits, _ = theirs_here.get_logits(pixels, torch.tensor(tokens))
+        how = f"open_clip{said}{' (resize_pos_embed)' if grid and resizes else ''}"
+        check_both(networks, params, images, tokens, z, t, logits, of=(name, how, grid), least_spread=0.05)
+
+
+def captions():
+    """int64 [3, 12]: ids that end at 98, the greatest, with padding after it."""
+    ids = np.random.default_rng(1).integers(1, 97, (3, 12))
+    ids[0, 4:] = ids[1, 8:] = 0
+    ids[0, 4] = ids[1, 8] = ids[2, 11] = 98
+    return ids
 
 
 @pytest.mark.parametrize("layers", [[2, 1, 3, 2], [1, 1, 1, 1]])
-def test_clips_resnet_of_open_clip(torch, images, tmp_path, layers):
+def test_clips_resnet_of_open_clip(torch, cells, tmp_path, layers):
     open_clip = pytest.importorskip("open_clip")
-    theirs = originals.made(
+    theirs = made_resnet(
+        torch,
         open_clip.CLIP,
         24,
         {"image_size": 64, "layers": layers, "width": 16, "head_width": 64},
@@ -186,23 +258,23 @@ def test_clips_resnet_of_open_clip(torch, images, tmp_path, layers):
     torch.save(theirs.state_dict(), tmp_path / "RN.pt")
     name, networks, params = imported(tmp_path / "RN.pt")
     assert name == "clip resnet (openai, open_clip)"
-    photos = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-    with torch.no_grad():
-        z = theirs.encode_image(originals.pixels(photos, networks["image"].config), normalize=True)
-    pooled = networks["image"](params["image"], photos).pooled
-    originals.agree(networks["image"](params["image"], pooled, method="embed"), z, least_spread=0.1)
+    agrees_with_open_clip(torch, theirs, networks, params, cells, captions(), name, patch=32)
 
 
-def test_dinos_resnet_of_torchvision(torch, tmp_path):
+def test_dinos_resnet_of_torchvision(torch, cells, tmp_path):
     models = pytest.importorskip("torchvision.models.resnet")
-    theirs = originals.made(models.ResNet, models.Bottleneck, [1, 2, 1, 1])
+    theirs = made_resnet(torch, models.ResNet, models.Bottleneck, [1, 2, 1, 1])
     torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
     name, networks, params = imported(tmp_path / "resnet.pth")
     assert name == "resnet (torchvision)" and networks["image"].config.layers == (1, 2, 1, 1)
-    assert params["image"]["stem"]["0"]["norm"]["var"].shape == (64,)
+    whole = torch.nn.Sequential(*list(theirs.children())[:-2]).eval()
+    for grid, images in cells.items():
+        with torch.no_grad():
+            wanted = whole(originals.pixels(images, networks["image"].config)).flatten(2).transpose(1, 2)
+        check_image(networks, params, images, wanted.mean(1), wanted, of=(name, "torchvision", grid))
 
 
-def test_openais_archive_of_torchscript_with_half_precision(torch, images, tmp_path):
+def test_openais_archive_of_torchscript_with_half_precision(torch, grids, tmp_path):
     open_clip = pytest.importorskip("open_clip")
     sizes = {"image_size": 32, "patch_size": 8, "width": 128, "layers": DEPTH, "head_width": 64}
     words = {"context_length": 12, "vocab_size": 99, "width": 64, "heads": 1, "layers": DEPTH}
@@ -230,78 +302,5 @@ def test_openais_archive_of_torchscript_with_half_precision(torch, images, tmp_p
     torch.jit.save(torch.jit.trace(Named(half), torch.zeros(1)), tmp_path / "ViT.pt")
     name, networks, params = imported(tmp_path / "ViT.pt")
     assert name == "clip (openai, open_clip)"
-    with torch.no_grad():
-        z = theirs.encode_image(originals.pixels(images, networks["image"].config), normalize=True)
-    pooled = networks["image"](params["image"], images).pooled
-    originals.agree(networks["image"](params["image"], pooled, method="embed"), z, least_spread=0.1)
-
-
-FULL = {
-    "clip-b16": ("CLIP", {"vision_config": {"patch_size": 16}}),
-    "clip-l14": (
-        "CLIP",
-        {
-            "vision_config": {
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "patch_size": 14,
-            },
-            "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
-            "projection_dim": 768,
-        },
-    ),
-    "siglip2-so400m14": (
-        "Siglip",
-        {
-            "vision_config": {
-                "hidden_size": 1152,
-                "intermediate_size": 4304,
-                "num_hidden_layers": 27,
-                "num_attention_heads": 16,
-                "patch_size": 14,
-                "image_size": 224,
-            },
-            "text_config": {
-                "vocab_size": 256_000,
-                "hidden_size": 1152,
-                "intermediate_size": 4304,
-                "num_hidden_layers": 27,
-                "num_attention_heads": 16,
-            },
-        },
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FULL)
-def test_full_sizes_match_name_by_name_and_shape_by_shape(transformers, torch, name):
-    kind, options = FULL[name]
-    config = getattr(transformers, f"{kind}Config")(**options)
-    with torch.device("meta"):
-        theirs = getattr(transformers, f"{kind}Model")(config)
-    theirs_names = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
-    _, family = families.recognise(theirs_names, name)
-    rows = [row for tower in family.towers.values() for row in tower]
-    used = names.check([*rows, *family.scale], theirs_names, family.ignored, name)
-    wanted = {row.theirs[0]: theirs_names[row.theirs[0]] for row in family.scale}
-    for tower, made in family.configure(theirs_names, json.loads(config.to_json_string())).items():
-        leaves = rules.flatten(nnx.to_pure_dict(encoders.tower(made).shapes))
-        wanted |= names.shapes(family.towers[tower], {path: leaf.shape for path, leaf in leaves.items()})
-    assert wanted == {name: theirs_names[name] for name in used}
-
-
-def test_dinov2_giant_at_its_full_width(transformers, torch, tmp_path):
-    # Two of its 40 layers: transformers gives the names of its files only to what it saves.
-    sizes = {
-        "hidden_size": 1536,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 24,
-        "image_size": 518,
-        "patch_size": 14,
-    }
-    theirs = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, use_swiglu_ffn=True))
-    name, networks, _ = saved(theirs, tmp_path)
-    assert name == "dinov2 gated (transformers)"
-    assert networks["image"].config.blocks.mlp == 4096 and networks["image"].config.image_size == 518
+    said = " in a TorchScript archive as OpenAI's"
+    agrees_with_open_clip(torch, theirs, networks, params, grids, captions(), name, said)
