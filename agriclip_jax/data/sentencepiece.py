@@ -1,7 +1,8 @@
 """Sentencepiece's `.model` files, read without sentencepiece: SigLIP's unigram vocabulary, SigLIP 2's (Gemma's) BPE.
 
 The file is one protocol buffer, `sentencepiece_model.proto`. Of it we need the pieces, the kind of model and how texts
-are normalised; from them the `tokenizers` library makes the same ids.
+are normalised; from them the `tokenizers` library makes the same ids, except that a mark which combines with a
+character that the vocabulary's map changes is lost.
 """
 
 import math

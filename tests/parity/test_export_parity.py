@@ -15,7 +15,7 @@ from tiny import call
 from agriclip_jax import encoders, inference
 from agriclip_jax.data import tokenizers, views
 from agriclip_jax.encoders import layers, resnet, text, vit
-from agriclip_jax.weights import exporting, timm_names
+from agriclip_jax.weights import exporting, open_clip, timm_names
 
 pytestmark = pytest.mark.parity
 
@@ -306,7 +306,7 @@ def test_timms_names_stand_for_the_towers_that_the_table_says(torch):
         block = theirs.blocks[0]
         up, is_gated = block.mlp.fc1.out_features, type(block.mlp).__name__ == "GluMlp"
         size = (theirs.embed_dim, len(theirs.blocks), block.attn.num_heads, up // 2 if is_gated else up)
-        pool = {theirs: ours for ours, theirs in timm_names.POOLS.items()}[theirs.global_pool]
+        pool = {theirs: ours for ours, theirs in open_clip.TRUNK_POOLS.items()}[theirs.global_pool]
         activation = activations[type(block.mlp.act).__name__]
         sides = theirs.patch_embed.patch_size[0], theirs.patch_embed.img_size[0]
         assert key == (size, *sides, pool, activation, hasattr(block.ls1, "gamma"), theirs.num_reg_tokens), name
