@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from agriclip_jax.losses.geometry import similarities
+
 
 def positives(*ids: jax.Array) -> jax.Array:
     """Which examples are each other's positives: those that agree in any of `ids`.
@@ -38,3 +40,21 @@ def info_nce(images: jax.Array, texts: jax.Array, scale: jax.Array, positive: ja
     forward = -jnp.sum(targets * jax.nn.log_softmax(logits, axis=1), axis=1)
     backward = -jnp.sum(targets * jax.nn.log_softmax(logits.T, axis=1), axis=1)
     return 0.5 * (jnp.mean(forward) + jnp.mean(backward))
+
+
+def sigmoid(images: jax.Array, texts: jax.Array, scale: jax.Array, bias: jax.Array, positive: jax.Array) -> jax.Array:
+    """Every pair judged by itself: the sigmoid loss (SigLIP, arXiv 2303.15343, section 3.2).
+
+    `L = -1/n sum_ij log sigmoid(m_ij (s z_i.t_j + b))`, m_ij = 1 for a positive pair and -1 for any other.
+
+    Args:
+      images, texts: [batch, dim], L2-normalised; row i of each belongs to one example.
+      scale: float32 [], s = exp(logit_scale); the paper starts at 10.
+      bias: float32 [], b; the paper starts at -10, for almost all pairs are negative.
+      positive: bool [batch, batch], true on the diagonal.
+
+    Returns:
+      float32 [].
+    """
+    logits = scale * similarities(images, texts) + bias
+    return -jnp.sum(jax.nn.log_sigmoid(jnp.where(positive, logits, -logits))) / len(images)
