@@ -175,7 +175,9 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "optimizer/learning_rate optimizer/weight_decay optimizer/eps optimizer/clip_norm "
         "views/global/jitter views/local/jitter",
     ),
-    ("at most 2,147,483,647", lambda v: v < 1 << 31, "total_steps batch_size image_size eval_every checkpoint/every"),
+    ("at most 2,147,483,647", lambda v: v < 1 << 31, "total_steps batch_size eval_every checkpoint/every"),
+    ("at most 16,384", lambda v: v <= 16_384, "image_size"),
+    ("from 0.25 to 1", lambda v: 0.25 <= v <= 1, "image/crop_share"),
     ("at most 4,294,967,295", lambda v: v < 1 << 32, "seed"),
     ("at least 2, a start and an end", lambda v: v >= 2, "text/context_length"),
     (
@@ -194,7 +196,7 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "above 0 and at most 1",
         lambda v: 0 < v <= 1,
-        "image/norm_eps image/std image/token_keep image/crop_share text/norm_eps views/global/scale views/local/scale",
+        "image/norm_eps image/std image/token_keep text/norm_eps views/global/scale views/local/scale",
     ),
     (
         "above 0",

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def check_file(path: Path | str) -> None:
 def check_new_folder(path: Path | str) -> None:
     """Raises UserError when no new folder can be made at `path`, or it holds something already."""
     path = Path(path)
+    if path.is_symlink():
+        raise UserError(f"{path} is a link; name the folder itself")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is there already, and not an empty folder; name another place")
     check_place(path)
@@ -100,16 +103,19 @@ def new_folder(path: Path | str) -> Iterator[Path]:
     """
     path = Path(os.path.abspath(path))
     check_new_folder(path)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what was killed left it
+    holder = None
     try:
-        partial.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.partial-", dir=path.parent))
+        partial = holder / "new"  # with the rights of any new folder, which a temporary one has not
+        partial.mkdir()
         yield partial
         partial.rename(path)
     except OSError as error:
         raise UserError(f"could not write {path}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if holder:
+            shutil.rmtree(holder, ignore_errors=True)
 
 
 def write_whole(path: Path | str, content: str | bytes) -> None:

@@ -185,7 +185,8 @@ def load(workdir: str | Path, *, step: int | str | None = None, use: str = "stud
         raise UserError(f"--use: {use!r} is neither student nor teacher")
     if not (workdir / "config.json").is_file():
         raise UserError(
-            f"{workdir} is not the workdir of a run: it holds no config.json; train one with agriclip_jax.main"
+            f"{workdir} is not the workdir of a run: it holds no config.json; train one with agriclip_jax.main, or "
+            "make one of a model of others with tools/import_weights.py"
         )
     config = configs.read(workdir)
     tokenizer = Tokenizer.load(workdir / "tokenizer.json")

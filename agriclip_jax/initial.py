@@ -131,6 +131,8 @@ def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[
     elif image:
         embed_dim = image.features
     decided: dict[str, Any] = {"embed_dim": embed_dim, "logit_bias": bool(both and "logit_bias" in both.scale())}
+    if both:
+        decided["temperature"] = float(np.exp(-both.scale()["logit_scale"].astype(np.float64)))
     for tower, source in found.items():
         options = recipe.options_of(source.towers[tower])
         if source.towers[tower].embed_dim != embed_dim:
@@ -150,7 +152,7 @@ def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[
         elif key in ASSUMED:
             notes.append(f"config.{key}: {given}, set by hand, in place of {value}")
         else:
-            raise UserError(f"config.{key}={given} contradicts config.init, which has {value}")
+            raise UserError(f"config.{key}={given} contradicts config.init, which has {value!r}; leave it out")
     configs.check(config)
     configs.check_views(config)
     return notes
@@ -184,7 +186,8 @@ def recall(config: ConfigDict, then: ConfigDict, explicit: Collection[str] = ())
     """
     towers = [tower for tower in TOWERS if then.init.model or then.init[tower]]
     keys = [f"{tower}.{name}" for tower in towers for name in then[tower] if name not in RECIPES_OWN]
-    for key in ["embed_dim", "logit_bias", *keys] if towers else []:
+    shared = ["embed_dim", "logit_bias", *(["temperature"] if then.init.model else [])]
+    for key in [*shared, *keys] if towers else []:
         if key not in explicit:
             configs.assign(config, key, configs.get(then, key))
     configs.check_views(config)
@@ -238,7 +241,9 @@ def parameters(
     given: dict[str, jax.Array] = {}
     seen = {}
 
-    def place(path: str, array: np.ndarray) -> None:
+    def place(path: str, array: np.ndarray, source: Source) -> None:
+        if not np.isfinite(array).all():
+            raise UserError(f"{source.path}: {path} holds numbers that are not finite; fetch it anew")
         given[path] = jax.make_array_from_callback(array.shape, places[path], lambda index: array[index])
 
     for tower, source in found.items():
@@ -248,7 +253,7 @@ def parameters(
             if path in wanted:
                 array = _resampled(path, array, source.towers[tower], wanted[path].shape)
                 if array.shape == wanted[path].shape:
-                    place(path, array)
+                    place(path, array, source)
     unfit = [*fresh(found, shapes, given), *sorted(seen.keys() - wanted)]
     if unfit := [path for path in unfit if path.split("/")[1] != "projection"]:
         path, here = unfit[0], wanted.get(unfit[0])
@@ -258,7 +263,7 @@ def parameters(
         )
     if both := _of_both(found):
         for path, array in both.scale().items():
-            place(path, array)
+            place(path, array, both)
     return given
 
 

@@ -351,3 +351,22 @@ def test_an_import_of_nothing_is_one_line(arguments, message, tmp_path, monkeypa
     status, said = call(monkeypatch, capsys, "import_weights.py", "--out", tmp_path / "run", *arguments)
     assert status == 2 and message in said.err and said.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_temperature_is_the_files_and_one_set_by_hand_is_refused(clip):
+    config, _, _ = adopted(recipe_for(clip))
+    assert config.temperature == pytest.approx(np.exp(-4.77))
+    with pytest.raises(
+        UserError, match=r"config.temperature=0.5 contradicts config.init, which has 0.008\d+; leave it out"
+    ):
+        adopted(recipe_for(clip, temperature=0.5), explicit=["temperature"])
+
+
+def test_numbers_that_are_not_finite_are_named(clip, tmp_path):
+    with np.load(clip[0] / "clip.npz") as arrays:
+        content = dict(arrays)
+    content["ln_final.bias"][3] = np.nan
+    np.savez(tmp_path / "nan.npz", **content)
+    config, found, _ = adopted(recipe_for(clip, init__model=tmp_path / "nan.npz"))
+    with pytest.raises(UserError, match=r"nan.npz: text/norm/bias holds numbers that are not finite; fetch it anew"):
+        given(config, found)

@@ -461,3 +461,17 @@ def test_preprocessing_is_what_transformers_file_says_in_old_words_and_new(said,
     assert (found["resize"], found["crop_share"]) == wanted
     assert found["filter"] == ("bilinear" if "resample" in said else "bicubic")
     assert EvalView(224, found["resize"], found["crop_share"]).short == {224 / 354: 354}.get(wanted[1], 224)
+
+
+def test_heads_are_told_by_the_width_where_no_configuration_tells_them(tmp_path):
+    rows = families.FAMILIES["dinov2 (transformers)"]
+    tower = vit.ViTConfig(layers.BlockConfig(384, 1, 6, mlp=1536, layer_scale=1.0), 14, 28, embed_dim=0)
+    leaves = rules.flatten(nnx.to_pure_dict(encoders.tower(tower).shapes))
+    zeros = {path: np.zeros(leaf.shape, np.float32) for path, leaf in leaves.items()}
+    np.savez(tmp_path / "model.npz", **dict(names.write(rows.towers["image"], zeros)))
+    assert importing.open_model(tmp_path / "model.npz").towers["image"].blocks.heads == 6
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 3}), encoding="utf-8")
+    assert importing.open_model(tmp_path).towers["image"].blocks.heads == 3
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 0}), encoding="utf-8")
+    with pytest.raises(UserError, match="its num_attention_heads is 0, no number of heads"):
+        importing.open_model(tmp_path)

@@ -67,7 +67,8 @@ def main() -> int:
     explicit = configs.overrides(rest)
     config = configs.load(str(RECIPE), given | explicit)
     found = initial.sources(config)
-    config.image_size = arguments.image_size or found["image"].towers["image"].image_size
+    given = arguments.image_size
+    config.image_size = given if given is not None else found["image"].towers["image"].image_size
     if "text" in found:
         config.text.context_length = found["text"].towers["text"].context_length
     for note in initial.adopt(config, found, explicit):

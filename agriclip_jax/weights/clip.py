@@ -56,7 +56,9 @@ def text_tower(blocks: BlockConfig, tokens: tuple[int, ...], length: int, embed_
 def _in_transformers(shapes: Shapes, settings: Settings) -> dict[str, Tower]:
     embed_dim, _ = shapes["visual_projection.weight"]
     image, words = (
-        stack(shapes, rows, **said_in_transformers(settings.get(part, {}), heads, "quick_gelu", 1e-5))
+        stack(
+            shapes, rows, **said_in_transformers(settings.get(part, {}), heads if settings else 0, "quick_gelu", 1e-5)
+        )
         for rows, part, heads in zip(IN_TRANSFORMERS.values(), ("vision_config", "text_config"), (12, 8), strict=True)
     )
     patches = shapes["vision_model.embeddings.patch_embedding.weight"]

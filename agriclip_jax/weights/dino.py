@@ -72,7 +72,9 @@ def _configure(
     with_places = not rotary_base
 
     def configure(shapes: Shapes, settings: Settings) -> dict[str, Tower]:
-        said = said_in_transformers(settings, heads, "gelu", eps) | ({"activation": "swiglu"} if gated else {})
+        said = said_in_transformers(settings, heads if settings else 0, "gelu", eps) | (
+            {"activation": "swiglu"} if gated else {}
+        )
         _, _, _, side = shapes[theirs["patch/kernel"][0]]
         _, registers, _ = shapes.get(theirs["registers"][0], (1, 0, 0))
         if with_places:

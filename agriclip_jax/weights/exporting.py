@@ -94,12 +94,15 @@ def write_safetensors(model: Any, out: Path, say: Say) -> None:
     write_json(out / "config.json", own.describe({"image": parts.image, "text": parts.text}))
     write_json(out / "preprocessor_config.json", _preprocessing(model.view, parts.image, "CLIP"))
     model.tokenizer.save(out / "tokenizer.json")
+    size, is_resnet = parts.image.image_size, isinstance(parts.image, resnet.ResNetConfig)
+    cell = resnet.STRIDE if is_resnet else parts.image.patch
     _write_loading(
         out,
-        """Both towers, or one of them, start a run of agriclip_jax:
+        f"""Both towers, or one of them, start a run of agriclip_jax, at these images and smaller views or at others:
 
 ```bash
-python -m agriclip_jax.main --config=configs/alive.py --config.init.model=PATH/TO/THIS/FOLDER
+python -m agriclip_jax.main --config=configs/alive.py --config.init.model=PATH/TO/THIS/FOLDER \\
+  --config.image_size={size} --config.views.local.size={cell * max(1, round(0.4 * size / cell))}
 ```
 
 In any program, the arrays lie under the paths of agriclip_jax's parameter tree, and `config.json` has the towers:
@@ -164,13 +167,14 @@ def write_hf(model: Any, out: Path, say: Say) -> None:
     _write_loading(
         out,
         f"""```python
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import {kind}Model, {kind}Processor
 
 model = {kind}Model.from_pretrained("PATH/TO/THIS/FOLDER")
 processor = {kind}Processor.from_pretrained("PATH/TO/THIS/FOLDER")
 texts = ["a photo of a healthy leaf.", "a photo of a leaf with rust."]
-inputs = processor(text=texts, images=Image.open("photo.jpg"), return_tensors="pt", {padding}, truncation=True)
+photo = ImageOps.exif_transpose(Image.open("photo.jpg"))
+inputs = processor(text=texts, images=photo, return_tensors="pt", {padding}, truncation=True)
 chances = model(**inputs).logits_per_image.{chances}
 ```
 
@@ -286,6 +290,8 @@ def write_open_clip(model: Any, out: Path, say: Say) -> None:
     text_rows = names.within("text." if trunk else "", of_text.towers["text"])
     save(out / "open_clip_model.safetensors", lambda: parts.arrays(rows, text_rows, of_text.scale))
     write_json(out / "open_clip_config.json", {"model_cfg": settings, "preprocess_cfg": preprocessing})
+    # open_clip has no word for the share that is cut out; this file is for those who read the folder otherwise.
+    write_json(out / "preprocessor_config.json", _preprocessing(view, image, "CLIP"))
     _write_tokenizer(model, out, text.context_length)
     say(f"its image tower as timm's {trunk}" if trunk else "as open_clip's own towers")
     larger = f"""
@@ -298,10 +304,21 @@ preprocess.transforms[0] = Resize({view.short}, InterpolationMode.{view.filter.u
         out,
         f"""```python
 import open_clip
+import torch
+from PIL import Image, ImageOps
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH/TO/THIS/FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:PATH/TO/THIS/FOLDER")
-{larger * (view.share != 1)}```
+model.eval()
+{larger * (view.share != 1)}
+photo = ImageOps.exif_transpose(Image.open("photo.jpg"))
+with torch.no_grad():
+    images = model.encode_image(preprocess(photo).unsqueeze(0), normalize=True)
+    texts = model.encode_text(tokenizer(["a photo of a healthy leaf.", "a photo of a leaf with rust."]), normalize=True)
+    chances = (model.logit_scale.exp() * images @ texts.T).softmax(dim=-1)
+```
+
+Transparent photos were put on white in training; neither program does that.
 
 To load it from the Hugging Face hub as `hf-hub:OWNER/NAME`, write `OWNER/NAME` as `hf_tokenizer_name` into
 `open_clip_config.json`.""",

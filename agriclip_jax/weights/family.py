@@ -114,13 +114,19 @@ ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": 
 def said_in_transformers(settings: Settings, heads: int, activation: str, eps: float) -> dict[str, Any]:
     """What a transformers configuration says of a stack; a saved one leaves out what is its class's default.
 
+    Args:
+      settings: of the tower.
+      heads, activation, eps: the defaults; 0 heads where there is no configuration, for the width to tell them.
+
     Raises:
-      UserError: of an activation that no tower here has.
+      UserError: of an activation that no tower here has, or of no heads.
     """
     name = settings.get("hidden_act", activation)
     if name not in ACTIVATIONS:
         raise UserError(f"its activation {name!r} is none of {', '.join(ACTIVATIONS)}")
     heads = settings.get("num_attention_heads", heads)
+    if "num_attention_heads" in settings and not (type(heads) is int and heads > 0):
+        raise UserError(f"its num_attention_heads is {str(heads)[:20]}, no number of heads")
     return {"heads": heads, "activation": ACTIVATIONS[name], "norm_eps": settings.get("layer_norm_eps", eps)}
 
 

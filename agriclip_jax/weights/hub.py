@@ -26,7 +26,7 @@ def local(spec: str) -> Path:
         models.
     """
     if not spec.startswith(PREFIX):
-        path = Path(spec)
+        path = Path(spec).expanduser()
         if not path.exists():
             raise UserError(f"there is no {spec}; give a file, a folder or {PREFIX}OWNER/NAME of the Hugging Face hub")
         return path

@@ -68,7 +68,11 @@ def _in_transformers(shapes: Shapes, settings: Settings) -> dict[str, Tower]:
     length, _ = shapes["text_model.embeddings.position_embedding.weight"]
     embed_dim, _ = shapes["text_model.head.weight"]
     image, words = (
-        stack(shapes, rows, **said_in_transformers(settings.get(part, {}), 12, "gelu_pytorch_tanh", 1e-6))
+        stack(
+            shapes,
+            rows,
+            **said_in_transformers(settings.get(part, {}), 12 if settings else 0, "gelu_pytorch_tanh", 1e-6),
+        )
         for rows, part in ((IMAGE, "vision_config"), (TEXT, "text_config"))
     )
     tokens = shapes["text_model.embeddings.token_embedding.weight"]
