@@ -151,7 +151,7 @@ def in_open_clip(torch, model, folder):
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(CAPTIONS)
     if model.view.share != 1:  # the lines that README.md has besides
         (_, lines) = (folder / "README.md").read_text(encoding="utf-8").split("tokenizer = ")
-        exec(lines.partition("\n")[2].partition("```")[0], {"preprocess": preprocess})
+        exec(lines.partition("\n")[2].partition("photo =")[0], {"preprocess": preprocess, "model": theirs})
     theirs.eval()
     with torch.no_grad():
         z = theirs.encode_image(torch.stack([preprocess(p) for p in photos(model.image_size)]), normalize=True)
