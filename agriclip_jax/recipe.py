@@ -47,17 +47,13 @@ def _vit(config: ConfigDict) -> vit.ViTConfig:
     return vit.ViTConfig(
         _blocks(config, options),
         patch=options.patch,
-        image_size=config.image_size,
-        embed_dim=config.embed_dim if options.projection else 0,
-        projection_bias=options.projection_bias,
-        pool=options.pool,
         registers=options.registers,
         token_keep=options.token_keep,
         pre_norm=options.pre_norm,
         patch_bias=options.patch_bias,
         rotary_base=options.rotary_base,
         antialias=options.antialias,
-        **_colours(options),
+        **_of_any_image_tower(config),
     )
 
 
@@ -67,14 +63,10 @@ def _resnet(config: ConfigDict) -> resnet.ResNetConfig:
         tuple(options.layers),
         width=options.width,
         heads=options.heads,
-        image_size=config.image_size,
-        embed_dim=config.embed_dim if options.projection else 0,
-        projection_bias=options.projection_bias,
         stem=options.stem,
-        pool=options.pool,
         dtype=config.dtype,
         unroll=options.unroll,
-        **_colours(options),
+        **_of_any_image_tower(config),
     )
 
 
@@ -93,8 +85,15 @@ def _blocks(config: ConfigDict, options: ConfigDict) -> encoders.layers.BlockCon
     )
 
 
-def _colours(options: ConfigDict) -> dict[str, Any]:
-    return {name: tuple(options[name]) for name in ("mean", "std") if options[name]}
+def _of_any_image_tower(config: ConfigDict) -> dict[str, Any]:
+    options = config.image
+    return {
+        "image_size": config.image_size,
+        "embed_dim": config.embed_dim if options.projection else 0,
+        "projection_bias": options.projection_bias,
+        "pool": options.pool,
+        **{name: tuple(options[name]) for name in ("mean", "std") if options[name]},
+    }
 
 
 def options_of(tower: vit.ViTConfig | resnet.ResNetConfig | text.TextConfig) -> dict[str, Any]:

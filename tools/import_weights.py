@@ -67,8 +67,10 @@ def main() -> int:
     explicit = configs.overrides(rest)
     config = configs.load(str(RECIPE), given | explicit)
     found = initial.sources(config)
-    given = arguments.image_size
-    config.image_size = given if given is not None else found["image"].towers["image"].image_size
+    if arguments.image_size is None:
+        config.image_size = found["image"].towers["image"].image_size
+    else:
+        config.image_size = arguments.image_size
     if "text" in found:
         config.text.context_length = found["text"].towers["text"].context_length
     for note in initial.adopt(config, found, explicit):

@@ -8,6 +8,7 @@ import numpy as np
 
 from agriclip_jax import rules
 from agriclip_jax.encoders import Network, vit
+from agriclip_jax.weights.exporting import Parts
 
 
 class Tower(NamedTuple):
@@ -38,7 +39,7 @@ def towers(model: Any) -> dict[str, Tower]:
         "image": jax.ShapeDtypeStruct((size, size, 3), jnp.uint8),
         "text": jax.ShapeDtypeStruct((length,), jnp.int32),
     }
-    params = {name: {path: np.asarray(x) for path, x in rules.flatten(model.params[name]).items()} for name in rows}
+    params = Parts.of(model).params
     return {name: Tower(model.towers[name], params[name], row) for name, row in rows.items()}
 
 
