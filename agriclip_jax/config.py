@@ -6,7 +6,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -49,6 +49,7 @@ _TOWER = {
 }
 SCHEMA: dict[str, Any] = {
     "recipe": str,
+    "stages": (tuple, list),
     "seed": int,
     "total_steps": int,
     "batch_size": int,
@@ -114,6 +115,7 @@ SCHEMA: dict[str, Any] = {
 
 # What a recipe may leave out: it is for weights of others, which set most of it. 0 and () keep the size's own.
 UNSAID: dict[str, Any] = {
+    "stages": (),  # names of the runs, one after the other, that the recipe is made of
     "init/model": "",  # a file, a folder or hf:owner/name that both towers start from
     "init/image": "",  # likewise one tower
     "init/text": "",
@@ -233,22 +235,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
       UserError: for a missing file, a file without `get_config`, an unknown key or a value of another type.
     """
     path, _, arg = spec.partition(":")
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"--config: there is no file {path}; the recipes are in configs/")
-    module_spec = importlib.util.spec_from_file_location(f"agriclip_recipe_{file.stem}", file)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"--config: {path} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        config = module.get_config(arg)
-    except UserError:
-        raise
-    except Exception as error:  # the recipe is the user's own code: whatever it raises is theirs to read, in one line
-        raise UserError(f"--config: {path} could not be read: {type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config: get_config of {path} must return an ml_collections.ConfigDict")
+    config = _of_file(Path(path), arg)
     complete(config)
     for key, text in (overrides or {}).items():
         _override(config, key, text)
@@ -256,6 +243,72 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     if not (config.init.model or config.init.image):  # else the size of a patch is yet to be read
         check_views(config)
     return config
+
+
+def beside(file: str, name: str, arg: str = "") -> ConfigDict:
+    """What the recipe `name` in the folder of a recipe's `file` returns, for that recipe to go on from."""
+    return _of_file(Path(file).with_name(f"{name}.py"), arg)
+
+
+def words(text: str, recipe: str, **known: Sequence[str]) -> dict[str, str]:
+    """A recipe's argument, such as "photos,stage=clip", as a dictionary; a bare word is the `variant`.
+
+    Args:
+      text: words with commas between them.
+      recipe: its name, for the error.
+      known: of each key the values there are; the first one holds where the key is left out.
+
+    Raises:
+      UserError: a key or value that is unknown, or given twice.
+    """
+    chosen: dict[str, str] = {}
+    for word in filter(None, text.split(",")):
+        key, equals, value = word.partition("=")
+        key, value = (key, value) if equals else ("variant", key)
+        if value not in known.get(key, ()) or key in chosen:
+            choices = [v if k == "variant" else f"{k}={v}" for k, values in known.items() for v in values if v]
+            raise UserError(f"--config: configs/{recipe}.py has no {word!r}{near_misses(word, choices)}")
+        chosen[key] = value
+    return {key: values[0] for key, values in known.items()} | chosen
+
+
+class Stage(NamedTuple):
+    """One of the runs that a recipe asks for.
+
+    Attributes:
+      name: of its folder in the workdir; empty for the only one, whose folder that is.
+      config: checked.
+      explicit: dotted keys that were set by hand.
+    """
+
+    name: str
+    config: ConfigDict
+    explicit: frozenset[str]
+
+
+def stages(spec: str, overrides: Mapping[str, str]) -> list[Stage]:
+    """The runs of a recipe in their order: one for each name in `config.stages`, else itself.
+
+    A recipe with stages gives that of one for the word "stage=NAME" in its argument. What is set by hand holds in all
+    of them, or in one as `--config.stages.NAME.KEY=VALUE`.
+
+    Raises:
+      UserError: as `load` does.
+    """
+    names = load(spec).stages
+    if not names:
+        return [Stage("", load(spec, overrides), frozenset(overrides))]
+    path, _, arg = spec.partition(":")
+    of_one = {key: key.split(".", 2) for key in overrides if key.startswith("stages.") and key.count(".") > 1}
+    if wrong := [parts[1] for parts in of_one.values() if parts[1] not in names]:
+        raise UserError(f"--config.stages.{wrong[0]}: there is no such stage{near_misses(wrong[0], names)}")
+    plan = []
+    for name in names:
+        given = {key: text for key, text in overrides.items() if key not in of_one}
+        given |= {parts[2]: overrides[key] for key, parts in of_one.items() if parts[1] == name}
+        config = load(f"{path}:{','.join(filter(None, [arg, f'stage={name}']))}", given)
+        plan.append(Stage(name, config, frozenset(given)))
+    return plan
 
 
 def read(workdir: Path) -> ConfigDict:
@@ -297,6 +350,26 @@ def assign(config: ConfigDict, key: str, value: Any) -> None:
 def same(one: Any, other: Any) -> bool:
     """Whether two values are equal but for lists in place of tuples, as JSON has them."""
     return _plain(one) == _plain(other)
+
+
+def _of_file(file: Path, arg: str) -> ConfigDict:
+    """What the `get_config` of a recipe returns."""
+    if not file.is_file():
+        raise UserError(f"--config: there is no file {file}; the recipes are in configs/")
+    module_spec = importlib.util.spec_from_file_location(f"agriclip_recipe_{file.stem}", file)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config: {file} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config(arg)
+    except UserError:
+        raise
+    except Exception as error:  # the recipe is the user's own code: whatever it raises is theirs to read, in one line
+        raise UserError(f"--config: {file} could not be read: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: get_config of {file} must return an ml_collections.ConfigDict")
+    return config
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:

@@ -65,7 +65,7 @@ class Learner:
             params=params,
             opt_state=self.optimizer.init(params),
             teacher={name: jax.tree.map(jnp.copy, params[name]) for name in sorted(names)},
-            aux={name: objective.init_aux() for name, objective in self.objectives.items()},
+            aux={name: objective.init_aux(params) for name, objective in self.objectives.items()},
             key=jax.random.key_data(key),
             healthy=jnp.bool_(True),
         )

@@ -1,5 +1,6 @@
 """Configurations are checked before anything compiles, each fault in one line with the nearest valid name."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,53 @@ def test_a_configuration_read_back_from_json_is_the_same():
 
     config = configs.load("configs/alive.py").to_dict()
     assert configs.differences(json.loads(json.dumps(config)), config) == []
+
+
+TWO_STAGES = """
+from agriclip_jax import config as configs
+
+def get_config(text):
+    words = configs.words(text, "two", variant=("", "photos"), stage=("all", "one", "two"))
+    config = configs.beside(__file__, "alive", words["variant"])
+    config.recipe = "two"
+    config.stages = ("one", "two") if words["stage"] == "all" else ()
+    config.seed = 2 if words["stage"] == "two" else 1
+    return config
+"""
+
+
+@pytest.fixture
+def two_stages(tmp_path):
+    shutil.copy("configs/alive.py", tmp_path)
+    (tmp_path / "two.py").write_text(TWO_STAGES, encoding="utf-8")
+    return str(tmp_path / "two.py")
+
+
+def test_a_recipe_may_be_made_of_stages_which_share_what_is_set_by_hand(two_stages):
+    given = {"total_steps": "7", "stages.two.batch_size": "32"}
+    one, two = configs.stages(f"{two_stages}:photos", given)
+    assert (one.name, one.config.seed, one.config.total_steps, one.config.batch_size) == ("one", 1, 7, 64)
+    assert (two.name, two.config.seed, two.config.total_steps, two.config.batch_size) == ("two", 2, 7, 32)
+    assert one.config.image_size == two.config.image_size == 72 and one.config.stages == ()
+    assert one.explicit == {"total_steps"} and two.explicit == {"total_steps", "batch_size"}
+
+
+def test_one_stage_of_a_recipe_and_a_recipe_without_stages_are_runs_like_any_other(two_stages):
+    (alone,) = configs.stages(f"{two_stages}:stage=two", {"seed": "5"})
+    assert (alone.name, alone.config.seed, alone.explicit) == ("", 5, {"seed"})
+    assert configs.stages("configs/alive.py", {})[0].name == ""
+
+
+@pytest.mark.parametrize(
+    ("argument", "given", "message"),
+    [
+        (":phots", {}, r"configs/two.py has no 'phots'.*photos"),
+        (":stage=three", {}, r"has no 'stage=three'"),
+        (":stage=one,stage=one", {}, r"has no 'stage=one'"),
+        ("", {"stages.tow.seed": "1"}, r"--config.stages.tow: there is no such stage.*two"),
+        ("", {"stages.two.sede": "1"}, r"--config.sede: unknown key"),
+    ],
+)
+def test_an_unknown_stage_or_word_is_one_line(two_stages, argument, given, message):
+    with pytest.raises(UserError, match=message):
+        configs.stages(two_stages + argument, given)

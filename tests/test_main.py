@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from agriclip_jax import inference
+from agriclip_jax import inference, stages
 from agriclip_jax import main as command
 from agriclip_jax.checkpoint import Checkpoints
 from agriclip_jax.data import pipeline
@@ -170,7 +170,7 @@ def test_predict_says_what_is_damaged_in_one_line(finished, tmp_path, name, cont
 
 def test_a_second_run_in_the_same_workdir_is_refused(finished, corpus, tmp_path):
     workdir = interrupted(finished, tmp_path, 3)
-    with command.claimed(workdir), pytest.raises(UserError, match=r"is in use by another run; wait for its end"):
+    with stages.claimed(workdir), pytest.raises(UserError, match=r"is in use by another run; wait for its end"):
         command.run(arguments(workdir, corpus))
     assert command.run(arguments(workdir, corpus)) == 0
 
@@ -255,11 +255,11 @@ def test_a_run_asked_to_stop_where_it_evaluates_ends_with_the_same_evaluations_a
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert command.run(arguments(whole, corpus, eval_every=4)) == 0
     monkeypatch.setattr(Asked, "at", at, raising=False)
-    monkeypatch.setattr("agriclip_jax.checkpoint.Checkpoints", Asked)
+    monkeypatch.setattr("agriclip_jax.stages.Checkpoints", Asked)
     assert command.run(arguments(stopped, corpus, eval_every=4)) == 0
     assert f"stopped; step {at if at == 8 else at + 1} is saved" in capsys.readouterr().out
     assert not (stopped / "report.html").exists()
-    monkeypatch.setattr("agriclip_jax.checkpoint.Checkpoints", Checkpoints)
+    monkeypatch.setattr("agriclip_jax.stages.Checkpoints", Checkpoints)
     assert command.run(arguments(stopped, corpus, eval_every=4)) == 0
     assert (stopped / "report.html").is_file()
     assert scores(stopped) == scores(whole) and [step for step, _ in scores(whole)] == [4, 8]
@@ -324,18 +324,18 @@ def test_a_workdir_that_is_something_else_is_left_alone(corpus, tmp_path, make, 
     assert before == sorted(p.name for p in tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("written", range(len(command.IDENTITY)))
+@pytest.mark.parametrize("written", range(len(stages.IDENTITY)))
 def test_a_first_start_killed_while_it_wrote_who_it_is_starts_again(finished, corpus, tmp_path, written):
     workdir = tmp_path / "killed"
     workdir.mkdir()
-    for name in command.IDENTITY[:written]:
+    for name in stages.IDENTITY[:written]:
         shutil.copy(finished / name, workdir / name)
-    (workdir / f"{command.IDENTITY[written]}.partial").write_text('{"half')
+    (workdir / f"{stages.IDENTITY[written]}.partial").write_text('{"half')
     config, alive = tiny.config(), Alive.open(corpus)
-    assert not command.is_finished(workdir, config, alive, extend=False, say=print)
-    tokenizer = command.run_tokenizer(workdir, config, {}, alive, lambda line: None)
-    command.prepare_workdir(workdir, config, tokenizer, *command.what_was_seen(alive))
-    assert sorted(p.name for p in workdir.iterdir()) == sorted(command.IDENTITY)
+    assert not stages.is_finished(workdir, config, alive, extend=False, say=print)
+    tokenizer = stages.run_tokenizer(workdir, config, {}, alive, lambda line: None)
+    stages.prepare_workdir(workdir, config, tokenizer, *stages.what_was_seen(alive))
+    assert sorted(p.name for p in workdir.iterdir()) == sorted(stages.IDENTITY)
 
 
 def test_another_tokenizer_is_another_run(finished, corpus, tmp_path):
@@ -346,11 +346,11 @@ def test_another_tokenizer_is_another_run(finished, corpus, tmp_path):
 
 def test_a_tokenizer_that_is_not_there_is_one_line(corpus, tmp_path):
     with pytest.raises(UserError, match=r"config.text.tokenizer: there is no file /no.json"):
-        command.run_tokenizer(tmp_path, tiny.config(text__tokenizer="/no.json"), {}, Alive.open(corpus), print)
+        stages.run_tokenizer(tmp_path, tiny.config(text__tokenizer="/no.json"), {}, Alive.open(corpus), print)
 
 
 def test_captions_that_are_cut_are_counted_and_said(corpus, tmp_path, capsys):
-    command.run_tokenizer(tmp_path, tiny.config(text__context_length=4), {}, Alive.open(corpus), print)
+    stages.run_tokenizer(tmp_path, tiny.config(text__context_length=4), {}, Alive.open(corpus), print)
     count = len(pipeline.captions(Alive.open(corpus), "train", ("template",)))
     assert capsys.readouterr().out == (
         f"captions: {count} of {count} are longer than config.text.context_length=4 and are cut\n"

@@ -57,7 +57,7 @@ def main() -> int:
     from agriclip_jax.checkpoint import Checkpoints
     from agriclip_jax.data import corpus, pipeline, tokenizers
     from agriclip_jax.data.records import Alive
-    from agriclip_jax.main import describe, prepare_workdir, write_overview
+    from agriclip_jax.stages import describe, prepare_workdir, write_overview
 
     given = {"recipe": "imported", "objectives.distill": "0", "text.tokenizer": arguments.tokenizer}
     names = ("model", "image", "text", "aligner", "aligner_variance")

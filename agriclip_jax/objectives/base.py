@@ -45,16 +45,20 @@ class Objective(Protocol):
     networks: Mapping[str, Network]
     teacher: frozenset[str]
 
-    def init_aux(self) -> dict[str, jax.Array]:
-        """Its own state at step 0 (a centre, a queue); replicated over devices."""
+    def init_aux(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Its own state at step 0, made from the parameters there: a centre, a queue, a copy of a tower.
+
+        A nested dictionary of arrays. Parameters are to be copied (`jnp.copy`), for the state is donated; they lie as
+        the parameters do, anything else is whole on every device.
+        """
 
     def __call__(
         self,
         features: Mapping[Want, Any],
         params: Parameters,
-        aux: dict[str, jax.Array],
+        aux: dict[str, Any],
         batch: Mapping[str, jax.Array],
         step: jax.Array,
         key: jax.Array,
-    ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
         """Returns the unweighted loss float32 [], scalars to log, and the next `aux`."""

@@ -26,7 +26,7 @@ class Contrastive:
     networks: Mapping[str, Network] = field(default_factory=dict)
     teacher: frozenset[str] = frozenset()
 
-    def init_aux(self) -> dict[str, jax.Array]:
+    def init_aux(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
     def __call__(self, features: Mapping[Want, Any], params: Parameters, aux, batch, step, key):

@@ -37,7 +37,7 @@ class Distill:
     needs: frozenset[str] = frozenset()
     teacher: frozenset[str] = frozenset({"image", HEAD})
 
-    def init_aux(self) -> dict[str, jax.Array]:
+    def init_aux(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {"centre": jnp.zeros(self.prototypes)}
 
     def __call__(self, features: Mapping[Want, Any], params: Parameters, aux, batch, step, key):

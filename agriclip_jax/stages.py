@@ -1,0 +1,322 @@
+"""A recipe's stages, each a run in a folder of its own: training, or a closed-form fit beside the loop."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from agriclip_jax import config as configs
+from agriclip_jax import inference, initial, mesh, recipe, report
+from agriclip_jax.checkpoint import Checkpoints, abstract_state
+from agriclip_jax.data import corpus, pipeline, tokenizers
+from agriclip_jax.data.records import Alive
+from agriclip_jax.data.tokenizers import Tokenizer
+from agriclip_jax.errors import RunFailure, UserError
+from agriclip_jax.evaluate import tasks, zeroshot
+from agriclip_jax.evaluate.tasks import Task
+from agriclip_jax.files import read_record, write_whole
+from agriclip_jax.inference import Model
+from agriclip_jax.initial import Source
+from agriclip_jax.logs import Log
+from agriclip_jax.train import Every, fit
+from agriclip_jax.version import code_version
+
+# What says which run a workdir holds, in the order in which it is written: the last one makes it a run.
+IDENTITY = ("tokenizer.json", "config.json", "environment.json", "classes.json", "data.json")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "Pillow")
+
+
+def run(config: ConfigDict, workdir: Path, *, explicit: Collection[str], extend: bool, command: str) -> bool:
+    """Runs the stage that a configuration describes, or goes on where it stopped.
+
+    Args:
+      config: checked; completed here by what its sources decide.
+      workdir: of the run.
+      explicit: dotted keys that the user set by hand.
+      extend: whether a finished run may go on to a larger `total_steps`.
+      command: what starts it again, shown to the user.
+
+    Returns:
+      False when it was asked to stop before its end.
+
+    Raises:
+      UserError: for bad input or configuration, before anything is written.
+      RunFailure: when a run that began cannot go on.
+    """
+    with contextlib.ExitStack() as held:
+        return train(config, workdir, explicit, extend, command, held)
+
+
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    explicit: Collection[str],
+    extend: bool,
+    command: str,
+    held: contextlib.ExitStack,
+) -> bool:
+    """Trains a recipe; arguments and result as of `run`, and what is `held` until its end."""
+    first = jax.process_index() == 0
+    say = print if first else lambda *_, **__: None
+    devices = mesh.make(config.mesh)
+    sharding = mesh.batch_sharding(devices, config.batch_size)
+    if not config.data.path:
+        say("data: the embedded corpus (drawn by the project; config.data.path names another ALive folder)", flush=True)
+    alive = Alive.open(config.data.path or corpus.ensure())
+    sources = {}
+    if is_run(workdir):
+        initial.recall(config, configs.read(workdir), explicit)
+    else:
+        sources = initial.sources(config)
+        for note in initial.adopt(config, sources, explicit) if sources else ():
+            say(note)
+    if is_finished(workdir, config, alive, extend=extend, say=say):
+        return True
+    tokenizer = run_tokenizer(workdir, config, sources, alive, say)
+    towers = recipe.towers(config, tokenizer)
+    learner, init = recipe.learner(config, towers)
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    shardings = mesh.state_sharding(devices, shapes)
+    batches = recipe.batches(config, alive, tokenizer, learner)
+    imported = initial.parameters(sources, shapes.params, shardings.params)
+    if fresh := initial.fresh(sources, shapes.params, imported):
+        say(f"fresh: {', '.join(fresh)}")
+    sources.clear()  # a run of ours is a model on the devices
+    together("everyone has read the workdir")
+    if first:
+        held.enter_context(claimed(workdir))
+        prepare_workdir(workdir, config, tokenizer, *what_was_seen(alive))
+    together("the workdir is written")
+    checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
+    newest = checkpoints.latest()
+    if newest is None:
+        # A first start may have been stopped before its first checkpoint.
+        imported = imported or initial.parameters(initial.sources(config), shapes.params, shardings.params)
+        state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, imported)
+        say(f"new run in {workdir}: {describe(shapes.params, devices)}", flush=True)
+        if first:
+            write_overview(workdir, state.params)
+    else:
+        state, position = checkpoints.restore(newest, abstract_state(shapes, shardings))
+        try:
+            batches.set_state(position)
+        except UserError as error:
+            raise UserError(f"{workdir / 'checkpoints' / str(newest)}: {error}") from error
+        say(f"continuing {workdir} from step {newest}: {describe(shapes.params, devices)}", flush=True)
+
+    model = inference.Model(config, towers, state.params, tokenizer, devices, workdir, newest or 0)
+    validation = tasks.from_alive(alive, "val") if "val" in alive.splits else []
+
+    def validate(state: Any) -> tuple[float, dict[str, Any]]:
+        return score(model.at(state.params, int(state.step)), validation)
+
+    try:
+        log = Log(workdir, total_steps=config.total_steps, start=newest or 0, write=first)
+        with contextlib.closing(log):
+            ended = fit(
+                learner,
+                state,
+                shardings,
+                batches,
+                lambda rows: mesh.place_batch(rows, sharding),
+                total_steps=config.total_steps,
+                every=Every(config.log_every, config.eval_every, config.checkpoint.every),
+                checkpoints=checkpoints,
+                log=log,
+                workdir=workdir,
+                evaluate=validate if validation else None,
+            )
+        step, stopped = int(ended.state.step), ended.stopped
+        checkpoints.close()
+        if not stopped:
+            try:
+                finish(model.at(ended.state.params, step), alive, workdir, say, first)
+            except KeyboardInterrupt:
+                stopped = True
+        if stopped:
+            say(f"stopped; step {step} is saved in {workdir / 'checkpoints'}. To continue:\n  {command}")
+        return not stopped
+    except UserError as error:
+        with contextlib.suppress(RunFailure):
+            checkpoints.wait()  # one on its way is finished first
+        raise RunFailure(str(error)) from error  # whatever it was: the run had begun
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+    """Keeps a second run out of a workdir while this one lasts.
+
+    Raises:
+      UserError: another run is at work there, or it cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir} ({error.strerror}); give another --workdir") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"{workdir} is in use by another run; wait for its end, or give another --workdir") from None
+    except OSError:
+        pass  # some network file systems know no locks
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def together(point: str) -> None:
+    """Waits until every process is here, so that none reads what the first one is still writing."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(point)
+
+
+def is_run(workdir: Path) -> bool:
+    """Whether `workdir` holds a run; what a first start left that was killed while it wrote `IDENTITY` is none."""
+    return (workdir / IDENTITY[-1]).is_file()
+
+
+def is_finished(workdir: Path, config: ConfigDict, alive: Alive, *, extend: bool, say: Any) -> bool:
+    """Whether `workdir` holds this very run, finished; false when it is new or may continue.
+
+    Raises:
+      UserError: when it is another run: the keys that differ are named.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file; give another --workdir")
+    if not is_run(workdir):
+        if workdir.is_dir() and any(p.name.removesuffix(".partial") not in IDENTITY for p in workdir.iterdir()):
+            raise UserError(f"{workdir} is not empty and is no run; give another --workdir")
+        return False
+    old, data = configs.read(workdir), read_record(workdir / "data.json", "fingerprint")
+    before, now = old.total_steps, config.total_steps
+    differing = configs.differences(old.to_dict() | {"total_steps": now}, config.to_dict())
+    if data["fingerprint"] != alive.fingerprint:
+        differing.append("the content of data.path")
+    if differing:
+        raise UserError(
+            f"{workdir} holds another run: {'; '.join(differing)}; set them back, or give another --workdir"
+        )
+    if now < before:
+        raise UserError(
+            f"{workdir} is a run of {before} steps; config.total_steps={now} is fewer: give another --workdir"
+        )
+    if now > before and not extend:
+        raise UserError(
+            f"{workdir} is a run of {before} steps; to go on to {now}, add --extend (every schedule is then that of "
+            f"{now} steps: the learning rate rises again)"
+        )
+    if now > before:
+        say(f"extending from {before} to {now} steps: the schedules are now those of {now} steps")
+    elif (workdir / "zeroshot.json").is_file() and (workdir / "report.html").is_file():
+        say(f"{workdir} is finished ({before} steps); its report: {workdir / 'report.html'}")
+        say(f"to train longer: the same command with --config.total_steps={2 * before} --extend")
+        return True
+    return False
+
+
+def prepare_workdir(
+    workdir: Path,
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    classes: Sequence[Mapping[str, str]],
+    data: Mapping[str, Any],
+) -> None:
+    """Writes what says which run this is: tokenizer, config, environment, classes, data; each whole or not at all."""
+    environment = {
+        "code": code_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": sorted({d.device_kind for d in jax.devices()}),
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    try:
+        for name in ("zeroshot.json", "report.html"):
+            (workdir / name).unlink(missing_ok=True)
+        if not is_run(workdir):
+            tokenizer.save(workdir / "tokenizer.json")
+        for name, content in zip(IDENTITY[1:], (config.to_dict(), environment, classes, data), strict=True):
+            write_whole(workdir / name, json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir} ({error.strerror}); give another --workdir") from None
+
+
+def what_was_seen(alive: Alive) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """The classes and the data of a run, as its workdir keeps them."""
+    classes = [
+        {"dataset": slug, "domain": record.domain, "class_key": key, "class_name": name}
+        for slug, record in alive.datasets.items()
+        for key, name in record.classes.items()
+    ]
+    return classes, {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}
+
+
+def run_tokenizer(
+    workdir: Path, config: ConfigDict, sources: Mapping[str, Source], alive: Alive, say: Any
+) -> Tokenizer:
+    """The tokenizer that the run keeps; at first the file it names, its source's, or a BPE of its captions."""
+    if is_run(workdir):
+        return tokenizers.Tokenizer.load(workdir / "tokenizer.json")
+    if config.text.tokenizer and not Path(config.text.tokenizer).exists():
+        raise UserError(f"config.text.tokenizer: there is no file {config.text.tokenizer}")
+    captions, length = pipeline.captions(alive, "train", config.data.caption_kinds), config.text.context_length
+    if "text" in sources:
+        tokenizer = initial.tokenizer(sources["text"], config.text.tokenizer)
+    elif config.text.tokenizer:
+        tokenizer = tokenizers.Tokenizer.load(config.text.tokenizer)
+    else:
+        tokenizer = tokenizers.train(captions, config.text.vocab_size)
+    if cut := tokenizer.truncated(captions, length):
+        say(f"captions: {cut} of {len(captions)} are longer than config.text.context_length={length} and are cut")
+    return tokenizer
+
+
+def describe(params: Any, devices: Any) -> str:
+    """ "12.3 M parameters on 8 x TPU v5e (data=8)"."""
+    count = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(params))
+    kinds = sorted({d.device_kind for d in devices.devices.flat})
+    axes = ", ".join(f"{axis}={size}" for axis, size in devices.shape.items() if size > 1) or "one device"
+    return f"{count / 1e6:.1f} M parameters on {devices.size} x {'/'.join(kinds)} ({axes})"
+
+
+def write_overview(workdir: Path, params: Any) -> None:
+    """`parameters.txt`: name, shape, size, dtype and sharding of each parameter."""
+    from clu import parameter_overview
+
+    text = parameter_overview.get_parameter_overview(params, include_stats="sharding")
+    (workdir / "parameters.txt").write_text(text + "\n", encoding="utf-8")
+
+
+def score(model: Model, tasks: Sequence[Task]) -> tuple[float, dict[str, Any]]:
+    """Mean zero-shot top-1 over tasks, and each task's."""
+    top1 = {r.task.name: r.metrics.top1 for r in zeroshot.evaluate(model, tasks) if r.metrics}
+    return sum(top1.values()) / max(len(top1), 1), top1
+
+
+def finish(model: Model, alive: Alive, workdir: Path, say: Any, first: bool) -> None:
+    """The zero-shot table of the test split, printed and written, and the report."""
+    results = zeroshot.evaluate(model, tasks.from_alive(alive, "test" if "test" in alive.splits else "train"))
+    model = model.alone()
+    if first:
+        zeroshot.write(results, workdir / "zeroshot.json", model)
+        if results:
+            zeroshot.show(results)
+        else:
+            say("no image has a label, so there is nothing to score by names")
+        say(f"report: {report.write_report(workdir, model, results)}")
+    together("the report is written")
