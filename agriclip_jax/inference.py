@@ -205,8 +205,7 @@ def load(workdir: str | Path, *, step: int | str | None = None, use: str = "stud
             raise UserError(f"{workdir} holds no checkpoint of {asked}; it has: {have}")
     step = found
     try:
-        towers = recipe.towers(config, tokenizer)
-        _, init = recipe.learner(config, towers)
+        learner, init = recipe.learner(config, tokenizer)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{workdir / 'config.json'} is damaged or of another version of agriclip_jax ({error}); restore it, or "
@@ -223,4 +222,4 @@ def load(workdir: str | Path, *, step: int | str | None = None, use: str = "stud
             raise UserError(f"{workdir} has no teacher: its objectives train none; give --use=student")
         params |= {"image": checkpoints.restore_item(step, "teacher", abstract(shapes.teacher))["image"]}
     checkpoints.close()
-    return Model(config, towers, params, tokenizer, mesh, workdir, step, use)
+    return Model(config, dict(learner.towers), params, tokenizer, mesh, workdir, step, use)

@@ -145,7 +145,7 @@ def batches(config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Lea
     )
 
 
-def learner(config: ConfigDict, towers: Mapping[str, Network]) -> tuple[Learner, Callable[..., State]]:
+def learner(config: ConfigDict, tokenizer: Tokenizer) -> tuple[Learner, Callable[..., State]]:
     """What is optimised, and the function that makes its state at step 0.
 
     That function takes a PRNG key and, where weights of others are to take the place of fresh ones, a dictionary of
@@ -154,15 +154,16 @@ def learner(config: ConfigDict, towers: Mapping[str, Network]) -> tuple[Learner,
     Raises:
       UserError: for an unknown objective, a bad schedule or a rule that matches nothing.
     """
-    chosen = objectives.build(config, towers)
+    both = towers(config, tokenizer)
+    chosen = objectives.build(config, both, tokenizer)
 
     def fresh(key: jax.Array) -> dict[str, Any]:
-        params = init_params(towers, chosen, encoders.logit_scale(config.temperature), key)
+        params = init_params(both, chosen, encoders.logit_scale(config.temperature), key)
         return params | ({"logit_bias": jnp.float32(0)} if config.logit_bias else {})
 
     total = config.total_steps
     result = Learner(
-        towers=towers,
+        towers=both,
         objectives=chosen,
         weights={name: schedule(config.objectives[name], total, f"config.objectives.{name}") for name in chosen},
         optimizer=optim.build(config, jax.eval_shape(fresh, jax.random.key(0))),

@@ -83,8 +83,7 @@ def train(
     if is_finished(workdir, config, alive, extend=extend, say=say):
         return True
     tokenizer = run_tokenizer(workdir, config, sources, alive, say)
-    towers = recipe.towers(config, tokenizer)
-    learner, init = recipe.learner(config, towers)
+    learner, init = recipe.learner(config, tokenizer)
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, key)
     shardings = mesh.state_sharding(devices, shapes)
@@ -115,7 +114,7 @@ def train(
             raise UserError(f"{workdir / 'checkpoints' / str(newest)}: {error}") from error
         say(f"continuing {workdir} from step {newest}: {describe(shapes.params, devices)}", flush=True)
 
-    model = inference.Model(config, towers, state.params, tokenizer, devices, workdir, newest or 0)
+    model = inference.Model(config, dict(learner.towers), state.params, tokenizer, devices, workdir, newest or 0)
     validation = tasks.from_alive(alive, "val") if "val" in alive.splits else []
 
     def validate(state: Any) -> tuple[float, dict[str, Any]]:

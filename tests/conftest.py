@@ -65,7 +65,7 @@ def run(tmp_path_factory):
     said = [text for name in names.values() for text, _ in captions.captions(name, "other", "apples")]
     tokenizer = tokenizers.train(said, 600)
     tokenizer.save(workdir / "tokenizer.json")
-    _, init = recipe.learner(settings, recipe.towers(settings, tokenizer))
+    _, init = recipe.learner(settings, tokenizer)
     checkpoints = Checkpoints(workdir / "checkpoints")
     checkpoints.save(jax.jit(init)(jax.random.key(0)), {})
     checkpoints.close()

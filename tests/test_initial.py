@@ -130,7 +130,7 @@ def adopted(overrides, explicit=()):
 
 def given(config, found):
     """The parameters that a recipe takes from its sources, and those it makes anew."""
-    _, init = recipe.learner(config, recipe.towers(config, TOKENIZER))
+    _, init = recipe.learner(config, TOKENIZER)
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = mesh.state_sharding(mesh.make("auto"), shapes)
     given = initial.parameters(found, shapes.params, shardings.params)
@@ -236,7 +236,7 @@ def test_a_resnet_is_taken_with_its_statistics_which_no_step_moves(clip, tmp_pat
     )
     own |= {"objectives.distill": "0.0", "views.local.count": "0", "image.unroll": "0"}
     config, found, _ = adopted(own)
-    learner, init = recipe.learner(config, recipe.towers(config, TOKENIZER))
+    learner, init = recipe.learner(config, TOKENIZER)
     shapes = jax.eval_shape(init, jax.random.key(0))
     arrays = initial.parameters(found, shapes.params, mesh.state_sharding(mesh.make("auto"), shapes).params)
     state = init(jax.random.key(0), arrays)

@@ -53,7 +53,7 @@ class Vocabulary(NamedTuple):
 
 def learner(config):
     """The learner of a miniature, and the function of a key that makes its state."""
-    return recipe.learner(config, recipe.towers(config, Vocabulary()))
+    return recipe.learner(config, Vocabulary())
 
 
 def batch(size=16, seed=0, classes=6):

@@ -74,7 +74,7 @@ def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
     devices = mesh.make(config.mesh)
     sharding = mesh.batch_sharding(devices, config.batch_size)
 
-    learner, init = recipe.learner(config, recipe.towers(config, tokenizer))
+    learner, init = recipe.learner(config, tokenizer)
     shardings = mesh.state_sharding(devices, jax.eval_shape(init, jax.random.key(0)))
     state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
     rows = random_rows(config, recipe.views(config), batch_fields(learner.objectives), tokenizer)
@@ -88,7 +88,7 @@ def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
     counted.remat = "none"
     for tower in (counted.image, counted.text):
         tower.unroll = 0
-    plain, plain_init = recipe.learner(counted, recipe.towers(counted, tokenizer))
+    plain, plain_init = recipe.learner(counted, tokenizer)
     abstract = jax.eval_shape(plain_init, jax.random.key(0))
     with jax.default_device(jax.devices("cpu")[0]):  # the only platform that counts what it did not compile
         operations = jax.jit(plain.step).lower(abstract, rows).cost_analysis()["flops"]
@@ -151,7 +151,7 @@ def bench_input(options: argparse.Namespace, rest: list[str]) -> dict[str, float
     config, repeats = load_config(options, rest), options.repeats
     alive = Alive.open(config.data.path or corpus.ensure())
     tokenizer = train_tokenizer(pipeline.captions(alive, "train", config.data.caption_kinds), config.text.vocab_size)
-    learner, _ = recipe.learner(config, recipe.towers(config, tokenizer))
+    learner, _ = recipe.learner(config, tokenizer)
     figures: dict[str, float | str] = {"examples": float(alive.splits["train"]), "cores": float(cores())}
     ways = [("1 thread", 1, 0), (f"{cores()} threads", cores(), 0), (f"{cores()} workers", 0, cores())]
     for name, config.data.threads, config.data.workers in ways[cores() == 1 :]:
@@ -361,8 +361,8 @@ def bench_eval(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
 
     config, count = load_config(options, rest), options.count or 1024
     tokenizer = train_tokenizer([f"leaf {i}" for i in range(500)], 600)
-    towers = recipe.towers(config, tokenizer)
-    _, init = recipe.learner(config, towers)
+    learner, init = recipe.learner(config, tokenizer)
+    towers = dict(learner.towers)
     params = jax.jit(init)(jax.random.key(0)).params
     model = inference.Model(config, towers, params, tokenizer, mesh.make("auto"), Path("none"), 0)
     image = towers["image"]
@@ -432,7 +432,7 @@ def bench_import(options: argparse.Namespace, rest: list[str]) -> dict[str, floa
     config.views.local.count = 0
     initial.adopt(config, found)
     tokenizer = train_tokenizer(["leaf"], 600)
-    _, init = recipe.learner(config, recipe.towers(config, tokenizer))
+    _, init = recipe.learner(config, tokenizer)
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = mesh.state_sharding(mesh.make(config.mesh), shapes)
     file = Path(options.source)

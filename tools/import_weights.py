@@ -81,7 +81,7 @@ def main() -> int:
         captions = pipeline.captions(Alive.open(corpus.ensure()), "train", config.data.caption_kinds)
         tokenizer = tokenizers.train(captions, config.text.vocab_size)
         print("text tower: fresh, so that names mean nothing to it; train it, or give --text=SPEC")
-    _, init = recipe.learner(config, recipe.towers(config, tokenizer))
+    _, init = recipe.learner(config, tokenizer)
     devices, key = mesh.make("auto"), jax.random.key(config.seed)
     shapes = jax.eval_shape(init, key)
     shardings = mesh.state_sharding(devices, shapes)

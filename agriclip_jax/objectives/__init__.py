@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
+from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.objectives import contrastive, distill
@@ -11,13 +12,13 @@ from agriclip_jax.objectives.base import Objective, Parameters, Want
 
 __all__ = ["OBJECTIVES", "Objective", "Parameters", "Want", "build"]
 
-OBJECTIVES: dict[str, Callable[[ConfigDict, Mapping[str, Network]], Objective]] = {
+OBJECTIVES: dict[str, Callable[[ConfigDict, Mapping[str, Network], Tokenizer], Objective]] = {
     "contrastive": contrastive.build,
     "distill": distill.build,
 }
 
 
-def build(config: ConfigDict, towers: Mapping[str, Network]) -> dict[str, Objective]:
+def build(config: ConfigDict, towers: Mapping[str, Network], tokenizer: Tokenizer) -> dict[str, Objective]:
     """The objectives with a weight other than 0 in `config.objectives`, by name.
 
     Raises:
@@ -30,7 +31,7 @@ def build(config: ConfigDict, towers: Mapping[str, Network]) -> dict[str, Object
         if isinstance(weight, int | float) and weight < 0:
             raise UserError(f"config.objectives.{name}: {weight} is not at least 0")
         if weight != 0:
-            chosen[name] = OBJECTIVES[name](config, towers)
+            chosen[name] = OBJECTIVES[name](config, towers, tokenizer)
     if not chosen:
         raise UserError("config.objectives: every weight is 0; give at least one objective a weight")
     return chosen

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.losses import contrastive as losses
 from agriclip_jax.objectives.base import Parameters, Want
@@ -38,6 +39,6 @@ class Contrastive:
         return loss, {"logit_scale": scale, "positives": jnp.mean(jnp.sum(positive, axis=1))}, aux
 
 
-def build(config: ConfigDict, towers: Mapping[str, Network]) -> Contrastive:
+def build(config: ConfigDict, towers: Mapping[str, Network], tokenizer: Tokenizer) -> Contrastive:
     """The objective of a config; it has no options of its own."""
     return Contrastive(towers["image"], towers["text"])

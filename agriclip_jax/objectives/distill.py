@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import DinoHead, Network
 from agriclip_jax.losses import distill as losses
 from agriclip_jax.objectives.base import Parameters, Want
@@ -53,7 +54,7 @@ class Distill:
         return loss, {"teacher_entropy": entropy, "teacher_temperature": temperature}, aux
 
 
-def build(config: ConfigDict, towers: Mapping[str, Network]) -> Distill:
+def build(config: ConfigDict, towers: Mapping[str, Network], tokenizer: Tokenizer) -> Distill:
     """The objective of `config.distill`, for towers of any width; without local views it compares the global ones."""
     options = config.distill
     width = towers["image"].config.features
