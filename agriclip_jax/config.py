@@ -17,6 +17,8 @@ from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import read_record
 from agriclip_jax.rules import flatten
 
+STAGES = ("train", "align")
+FITS = ("ridge", "sgd")
 NUMBER = (int, float)
 SCHEDULE = (int, float, tuple, list)
 FREE = object()  # any keys below: the registry of objectives checks them
@@ -50,6 +52,8 @@ _TOWER = {
 SCHEMA: dict[str, Any] = {
     "recipe": str,
     "stages": (tuple, list),
+    "stage": str,
+    "align": {"fit": str},
     "seed": int,
     "total_steps": int,
     "batch_size": int,
@@ -61,7 +65,7 @@ SCHEMA: dict[str, Any] = {
     "data": {"path": str, "caption_kinds": (tuple, list), "threads": int, "workers": int},
     "objectives": FREE,
     "views": {"global": _VIEW, "local": _VIEW},
-    "init": {"model": str, "image": str, "text": str, "aligner": str, "aligner_variance": NUMBER},
+    "init": {"model": str, "image": str, "text": str, "teacher": bool, "aligner": str, "aligner_variance": NUMBER},
     "image": _TOWER
     | {
         "layers": (tuple, list),
@@ -115,10 +119,13 @@ SCHEMA: dict[str, Any] = {
 
 # What a recipe may leave out: it is for weights of others, which set most of it. 0 and () keep the size's own.
 UNSAID: dict[str, Any] = {
+    "stage": "train",  # what the run does: a key of `STAGES`
+    "align/fit": "ridge",  # how the aligner is fitted: ridge, in closed form, or the paper's sgd
     "stages": (),  # names of the runs, one after the other, that the recipe is made of
     "init/model": "",  # a file, a folder or hf:owner/name that both towers start from
     "init/image": "",  # likewise one tower
     "init/text": "",
+    "init/teacher": False,  # of a run, whether its image tower is the student's moving average
     "init/aligner": "",  # AgriCLIP's: projects an image tower without a head into another model's space
     "init/aligner_variance": 0.0,  # of the features it was fitted on, to correct its bias by; 0: as released
     "image/mlp": 0,
@@ -420,7 +427,8 @@ def check(config: ConfigDict) -> None:
     for kind in flat["data/caption_kinds"] or ("",):
         if kind not in CAPTION_KINDS:
             raise UserError(f"config.data.caption_kinds: unknown {kind!r}{near_misses(str(kind), CAPTION_KINDS)}")
-    for path, known in (("image/resize", RESIZES), ("image/filter", FILTERS)):
+    names = {"stage": STAGES, "align/fit": FITS, "image/resize": RESIZES, "image/filter": FILTERS}
+    for path, known in names.items():
         if flat[path] not in known:
             raise UserError(f"config.{path.replace('/', '.')}: unknown {flat[path]!r}; known: {', '.join(known)}")
     if flat["dtype"] not in ("float32", "bfloat16"):

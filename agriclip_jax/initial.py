@@ -21,6 +21,7 @@ from agriclip_jax.weights import beside, hub, importing
 from agriclip_jax.weights.families import Tower
 
 TOWERS = ("image", "text")
+STAGE = "stage:"
 
 # What no array shows. Where no file says it either it is assumed; set by hand, it is what was set.
 ASSUMED = (
@@ -55,15 +56,15 @@ class Source(Protocol):
 
 
 class Run:
-    """A run of ours as a source: the student of its newest checkpoint."""
+    """A run of ours as a source: its newest checkpoint."""
 
     family = "a run of agriclip_jax"
     is_described = True
 
-    def __init__(self, path: Path):
-        """Raises `UserError` when it holds no checkpoint."""
+    def __init__(self, path: Path, use: str = "student"):
+        """Raises `UserError` when it holds no checkpoint, or no image tower to `use` ("student", "teacher")."""
         self.path = path
-        self._model = inference.load(path)
+        self._model = inference.load(path, use=use)
         self.towers = {tower: self._model.towers[tower].config for tower in TOWERS}
         image = self._model.config.image
         self.preparation = {name: image[name] for name in ("resize", "crop_share", "filter")}
@@ -77,14 +78,22 @@ class Run:
         return {name: np.asarray(params[name]) for name in ("logit_scale", "logit_bias") if name in params}
 
 
-def sources(config: ConfigDict) -> dict[str, Source]:
+def sources(config: ConfigDict, stages: Path | None = None) -> dict[str, Source]:
     """Where the towers that `config.init` names come from, by tower; of foreign arrays nothing is read yet.
+
+    Args:
+      config: its `init` names files, folders, `hf:owner/name`, or `stage:NAME`.
+      stages: folder of the runs that a recipe is made of, of which NAME is one.
 
     Raises:
       UserError: a file cannot be read, or has not the tower that is asked of it.
     """
     specs = {tower: config.init[tower] or config.init.model for tower in TOWERS}
-    opened = {spec: _open(spec) for spec in dict.fromkeys(filter(None, specs.values()))}
+    if config.init.teacher and not specs["image"]:
+        raise UserError("config.init.teacher: name the run whose teacher it is by config.init.image")
+    uses = {specs["image"]: "teacher"} if config.init.teacher else {}
+    named = dict.fromkeys(filter(None, specs.values()))
+    opened = {spec: _open(spec, uses.get(spec, "student"), stages) for spec in named}
     for tower, spec in specs.items():
         if spec and tower not in opened[spec].towers:
             had = next(iter(opened[spec].towers))
@@ -100,9 +109,21 @@ def sources(config: ConfigDict) -> dict[str, Source]:
     return found
 
 
-def _open(spec: str) -> Source:
-    path = hub.local(spec)
-    return Run(path) if (path / "checkpoints").is_dir() else importing.open_model(path)
+def _open(spec: str, use: str, stages: Path | None) -> Source:
+    if spec.startswith(STAGE):
+        path = stages / spec.removeprefix(STAGE) if stages else Path()
+        if not (path / "checkpoints").is_dir():
+            raise UserError(
+                f"config.init: {spec} is a stage of this recipe that has not been run here; run the recipe whole, or "
+                "name a run in its place"
+            )
+    else:
+        path = hub.local(spec)
+    if (path / "checkpoints").is_dir():
+        return Run(path, use)
+    if use == "teacher":
+        raise UserError(f"config.init.teacher: {spec} is no run of agriclip_jax, so it has no teacher; leave it out")
+    return importing.open_model(path)
 
 
 def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[str] = ()) -> list[str]:

@@ -121,6 +121,16 @@ def _fit(mesh: Mesh, axes: tuple[Any, ...], shape: tuple[int, ...]) -> Partition
     return PartitionSpec(*(a if n % s == 0 else None for a, n, s in zip(axes, shape, sizes, strict=True)))
 
 
+def gathered(arrays: Any) -> Any:
+    """The global arrays of a tree, whole on every process's host; every process is to ask."""
+
+    def whole(array: jax.Array) -> np.ndarray:
+        place = NamedSharding(array.sharding.mesh, PartitionSpec())
+        return np.asarray(jax.jit(lambda x: x, out_shardings=place)(array))
+
+    return jax.tree.map(whole, arrays)
+
+
 def place_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """Global arrays from this process's rows of each field."""
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from agriclip_jax import aligner, frozen, inference, initial, mesh, recipe, report
 from agriclip_jax import config as configs
-from agriclip_jax import inference, initial, mesh, recipe, report
 from agriclip_jax.checkpoint import Checkpoints, abstract_state
-from agriclip_jax.data import corpus, pipeline, tokenizers
+from agriclip_jax.data import corpus, in_order, pipeline, tokenizers
 from agriclip_jax.data.records import Alive
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import tasks, zeroshot
 from agriclip_jax.evaluate.tasks import Task
-from agriclip_jax.files import read_record, write_whole
+from agriclip_jax.files import read_record, write_json, write_whole
 from agriclip_jax.inference import Model
 from agriclip_jax.initial import Source
 from agriclip_jax.logs import Log
@@ -54,6 +56,8 @@ def run(config: ConfigDict, workdir: Path, *, explicit: Collection[str], extend:
       RunFailure: when a run that began cannot go on.
     """
     with contextlib.ExitStack() as held:
+        if config.stage == "align":
+            return align(config, workdir, explicit, held)
         return train(config, workdir, explicit, extend, command, held)
 
 
@@ -77,7 +81,7 @@ def train(
     if is_run(workdir):
         initial.recall(config, configs.read(workdir), explicit)
     else:
-        sources = initial.sources(config)
+        sources = initial.sources(config, workdir.parent)
         for note in initial.adopt(config, sources, explicit) if sources else ():
             say(note)
     if is_finished(workdir, config, alive, extend=extend, say=say):
@@ -101,7 +105,8 @@ def train(
     newest = checkpoints.latest()
     if newest is None:
         # A first start may have been stopped before its first checkpoint.
-        imported = imported or initial.parameters(initial.sources(config), shapes.params, shardings.params)
+        sources = {} if imported else initial.sources(config, workdir.parent)
+        imported = imported or initial.parameters(sources, shapes.params, shardings.params)
         state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, imported)
         say(f"new run in {workdir}: {describe(shapes.params, devices)}", flush=True)
         if first:
@@ -150,6 +155,104 @@ def train(
         with contextlib.suppress(RunFailure):
             checkpoints.wait()  # one on its way is finished first
         raise RunFailure(str(error)) from error  # whatever it was: the run had begun
+
+
+def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: contextlib.ExitStack) -> bool:
+    """Joins the image tower of one model to the text tower of another by an aligner; arguments and result as of `run`.
+
+    The aligner maps the features of the first to the image features of the second, before their length is taken off,
+    over the training photos as evaluation sees them. The ridge's strength is chosen on the validation split, or on
+    every tenth photo where there is none. What results is a run of no steps, whose image tower projects by the aligner.
+
+    Raises:
+      UserError: as `run` does; a model is missing, or has not the towers that it needs.
+    """
+    first = jax.process_index() == 0
+    say = print if first else lambda *_, **__: None
+    devices = mesh.make(config.mesh)
+    alive = Alive.open(config.data.path or corpus.ensure())
+    if is_run(workdir):
+        initial.recall(config, configs.read(workdir), explicit)
+        if is_finished(workdir, config, alive, extend=False, say=say):
+            return True
+    sources = initial.sources(config, workdir.parent)
+    if set(sources) != {"image", "text"} or "image" not in sources["text"].towers:
+        raise UserError(
+            "an aligner joins two models: name the one whose image tower is aligned as config.init.image, and the one "
+            "whose image space it is aligned to, and whose text tower is taken, as config.init.text"
+        )
+    for note in initial.adopt(config, sources, explicit):
+        say(note)
+    configs.assign(config, "image.projection_bias", True)
+    is_finished(workdir, config, alive, extend=False, say=say)
+    tokenizer = run_tokenizer(workdir, config, sources, alive, say)
+    learner, init = recipe.learner(config, tokenizer)
+    ours, theirs = (frozen.image_tower(sources[tower], devices) for tower in ("image", "text"))
+    ours = ours._replace(view=ours.view._replace(size=config.image_size))
+
+    def pairs(split: str, tenth: bool | None) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
+        towers = {"x": (ours, "pooled"), "y": (theirs, "projected")}
+        for batch in frozen.look(towers, alive.source(split), config.batch_size, devices):
+            weights = batch[in_order.WEIGHT]
+            if tenth is not None:
+                weights = weights * ((jnp.arange(len(weights)) % 10 == 0) == tenth)
+            yield batch["x"], batch["y"], weights
+
+    say(f"aligning the features of {alive.splits['train']:,} photos", flush=True)
+    splits = [("train", None), ("val", None)] if "val" in alive.splits else [("train", False), ("train", True)]
+    held_out = aligner.moments(pairs(*splits[1]))
+    if config.align.fit == "sgd":
+        fitted = aligner.sgd(*_collected(pairs(*splits[0])), seed=config.seed)
+        found = {"fit": "sgd", "r2": aligner.r2(fitted, held_out)}
+    else:
+        fit = aligner.ridge(aligner.moments(pairs(*splits[0])), held_out)
+        fitted, found = fit.affine, {"fit": "ridge", "r2": fit.r2, "strength": fit.strength, "tried": fit.tried}
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    shardings = mesh.state_sharding(devices, shapes)
+    whole = NamedSharding(devices, PartitionSpec())
+    given = initial.parameters(sources, shapes.params, shardings.params) | {
+        path: jax.device_put(array.astype(np.float32), whole)
+        for path, array in {
+            "image/projection/kernel": fitted.kernel,
+            "image/projection/bias": fitted.bias,
+            **{name: array for name, array in sources["text"].scale().items() if name in shapes.params},
+        }.items()
+    }
+    state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, given)
+    model = inference.Model(config, dict(learner.towers), state.params, tokenizer, devices, workdir, 0)
+    if validation := tasks.from_alive(alive, "val") if "val" in alive.splits else []:
+        before = frozen.model(sources["text"], config, tokenizer, devices)
+        found |= {"zeroshot": score(model, validation)[0], "zeroshot_before": score(before, validation)[0]}
+    say(_aligned(found))
+    if first:
+        held.enter_context(claimed(workdir))
+        prepare_workdir(workdir, config, tokenizer, *what_was_seen(alive))
+        write_json(workdir / "aligner.json", found)
+        write_overview(workdir, state.params)
+    together("the workdir is written")
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints.save(state, {}, score=found.get("zeroshot"))
+    checkpoints.close()
+    finish(model, alive, workdir, say, first)
+    return True
+
+
+def _collected(pairs: Iterator[tuple[jax.Array, jax.Array, jax.Array]]) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of a weight above 0, on the host."""
+    kept = [(x[w > 0], y[w > 0]) for x, y, w in (map(np.asarray, mesh.gathered(batch)) for batch in pairs)]
+    return tuple(np.concatenate(column) for column in zip(*kept, strict=True))
+
+
+def _aligned(found: Mapping[str, Any]) -> str:
+    """What a user wants to know of a fit, in one line."""
+    parts = [f"held-out R2 {found['r2']:.3f}"]
+    if "strength" in found:
+        parts.append(f"ridge strength {found['strength']:.2g} of the mean variance")
+    if "zeroshot" in found:
+        gain = 100 * (found["zeroshot"] - found["zeroshot_before"])
+        parts.append(f"validation top-1 {100 * found['zeroshot']:.1f} ({gain:+.1f} over the model it is aligned to)")
+    return f"aligner ({found['fit']}): {', '.join(parts)}"
 
 
 @contextlib.contextmanager
@@ -222,7 +325,8 @@ def is_finished(workdir: Path, config: ConfigDict, alive: Alive, *, extend: bool
         say(f"extending from {before} to {now} steps: the schedules are now those of {now} steps")
     elif (workdir / "zeroshot.json").is_file() and (workdir / "report.html").is_file():
         say(f"{workdir} is finished ({before} steps); its report: {workdir / 'report.html'}")
-        say(f"to train longer: the same command with --config.total_steps={2 * before} --extend")
+        if config.stage == "train":
+            say(f"to train longer: the same command with --config.total_steps={2 * before} --extend")
         return True
     return False
 

@@ -351,3 +351,22 @@ def test_an_image_without_a_label_is_a_class_of_its_own(tmp_path, batches):
     write(tmp_path / "web", {"train": lambda: iter(unlabelled)}, name="web", description="x", datasets=records)
     batch = next(batches(Alive.open(tmp_path / "web"), batch_size=6))
     assert len({tuple(row) for row in batch["class_id"]}) == 6
+
+
+def test_photos_in_order_come_once_each_as_evaluation_sees_them_for_any_number_of_processes(corpus):
+    from agriclip_jax.data import in_order, views
+
+    source = Alive.open(corpus).source("val")
+    seen = {"small": views.EvalView(16), "squashed": views.EvalView(24, "squash")}
+    whole = list(in_order.batches(source, seen, 32))
+    weights = np.concatenate([batch["weight"] for batch in whole])
+    assert weights.sum() == len(source) and not weights[len(source) :].any()
+    for name, view in seen.items():
+        wanted = np.stack([views.load_view(source[i]["image"], view) for i in range(len(source))])
+        np.testing.assert_array_equal(np.concatenate([batch[name] for batch in whole])[: len(source)], wanted)
+    halves = [list(in_order.batches(source, seen, 32, process_index=p, process_count=2)) for p in (0, 1)]
+    for both, batch in zip(zip(*halves, strict=True), whole, strict=True):
+        for name, rows in batch.items():
+            np.testing.assert_array_equal(np.concatenate([half[name] for half in both]), rows)
+    later = next(in_order.batches(source, seen, 32, start=32))
+    np.testing.assert_array_equal(later["small"], whole[1]["small"])

@@ -247,7 +247,11 @@ class ResNet(nnx.Module):
 
     def embed(self, pooled: jax.Array) -> jax.Array:
         """The embedding float32 [..., embed_dim] of `pooled` [..., width]: projected, then L2-normalised."""
-        return layers.normalise(self.projection(pooled) if self.config.embed_dim else pooled)
+        return layers.normalise(self.project(pooled))
+
+    def project(self, pooled: jax.Array) -> jax.Array:
+        """The same before its length is taken off, float32."""
+        return (self.projection(pooled) if self.config.embed_dim else pooled).astype(jnp.float32)
 
     def attention(self, images: jax.Array) -> jax.Array:
         """Where the pooled feature comes from.

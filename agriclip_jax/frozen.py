@@ -1,0 +1,102 @@
+"""Towers that are not trained: what they see in every photo of a corpus, once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from agriclip_jax import config as configs
+from agriclip_jax import encoders, mesh, recipe, rules
+from agriclip_jax.data import in_order
+from agriclip_jax.data.tokenizers import Tokenizer
+from agriclip_jax.data.views import EvalView
+from agriclip_jax.encoders import Network
+from agriclip_jax.errors import UserError
+from agriclip_jax.inference import Model
+from agriclip_jax.initial import Source
+
+
+class Frozen(NamedTuple):
+    """An image tower, its parameters (whole on every device), and how it sees photos."""
+
+    network: Network
+    params: dict[str, Any]
+    view: EvalView
+
+
+def image_tower(source: Source, devices: Mesh) -> Frozen:
+    """The image tower of a trained model.
+
+    Raises:
+      UserError: its file cannot be read, or it has none.
+    """
+    if "image" not in source.towers:
+        raise UserError(f"{source.path} ({source.family}) has no image tower")
+    config = source.towers["image"]
+    params = jax.device_put(rules.unflatten(dict(source.leaves("image"))), NamedSharding(devices, PartitionSpec()))
+    resize, share, filter = (source.preparation[name] for name in ("resize", "crop_share", "filter"))
+    return Frozen(encoders.tower(config), params, EvalView(config.image_size, resize, share, filter))
+
+
+def model(source: Source, like: ConfigDict, tokenizer: Tokenizer, devices: Mesh) -> Model:
+    """A trained model of two towers, ready to be scored.
+
+    Args:
+      source: of both towers.
+      like: a configuration for all that `source` does not decide.
+      tokenizer: of its text tower.
+      devices: where it is to lie.
+    """
+    image, config = image_tower(source, devices), ConfigDict(like.to_dict())
+    config.image_size = image.view.size
+    for name, value in (recipe.options_of(source.towers["image"]) | dict(source.preparation)).items():
+        configs.assign(config, f"image.{name}", value)
+    whole = NamedSharding(devices, PartitionSpec())
+    text = jax.device_put(rules.unflatten(dict(source.leaves("text"))), whole)
+    params = {"image": image.params, "text": text, **jax.device_put(dict(source.scale()), whole)}
+    towers = {"image": image.network, "text": encoders.tower(source.towers["text"])}
+    return Model(config, towers, params, tokenizer, devices, source.path, 0)
+
+
+def look(
+    towers: Mapping[str, tuple[Frozen, str]],
+    source: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    devices: Mesh,
+    *,
+    start: int = 0,
+) -> Iterator[dict[str, jax.Array]]:
+    """Features of examples in their order, as evaluation sees them; every process is to iterate.
+
+    Args:
+      towers: name -> a tower and what is wanted of it: "pooled" features, or "projected" ones, whose length is kept.
+      source: examples, such as `Alive.source(split)`.
+      batch_size: of the global batches.
+      devices: that share the rows of a batch.
+      start: the first example that is wanted.
+
+    Yields:
+      {name: float32 [batch, width], "weight": float32 [batch]}, 0 for rows that only fill up the last batch.
+
+    Raises:
+      UserError: a photo is unreadable.
+    """
+    sharding = mesh.batch_sharding(devices, batch_size)
+    views = {str(tower.view): tower.view for tower, _ in towers.values()}
+    features = {name: jax.jit(partial(_features, tower.network, wanted)) for name, (tower, wanted) in towers.items()}
+    batches = in_order.batches(
+        source, views, batch_size, start=start, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+    for rows in batches:
+        batch = mesh.place_batch(rows, sharding)
+        seen = {n: features[n](tower.params, batch[str(tower.view)]) for n, (tower, _) in towers.items()}
+        yield seen | {in_order.WEIGHT: batch[in_order.WEIGHT]}
+
+
+def _features(network: Network, wanted: str, params: Any, images: jax.Array) -> jax.Array:
+    pooled = network(params, images).pooled
+    return (network(params, pooled, method="project") if wanted == "projected" else pooled).astype(jnp.float32)

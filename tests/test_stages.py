@@ -1,0 +1,132 @@
+"""AgriCLIP's three stages: one command, an ordinary model at the end, resumed at any point."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from agriclip_jax import inference
+from agriclip_jax import main as command
+from agriclip_jax.data.records import Alive
+from agriclip_jax.data.views import load_view
+from agriclip_jax.errors import UserError
+
+RECIPE = "configs/agriclip.py"
+# The recipe's own objectives, and steps enough for towers that differ.
+SMALL = {k: v for k, v in tiny.SMALL.items() if not k.startswith("objectives")} | {"checkpoint.every": "4"}
+
+
+def arguments(workdir, data, *, recipe=RECIPE, **given):
+    keys = SMALL | {"data.path": str(data)} | {k.replace("__", "."): str(v) for k, v in given.items()}
+    return [f"--config={recipe}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in keys.items())]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, corpus):
+    workdir = tmp_path_factory.mktemp("agriclip") / "run"
+    assert command.run(arguments(workdir, corpus)) == 0
+    return workdir
+
+
+def test_what_the_stages_leave_is_a_model_like_any_other(finished, corpus):
+    assert sorted(p.name for p in finished.iterdir()) == ["align", "clip", "distill"]
+    aligned, clip = inference.load(finished / "align"), inference.load(finished / "clip")
+    teacher = inference.load(finished / "distill", use="teacher")
+    texts = ["a leaf with rust", "a cow"]
+    np.testing.assert_array_equal(aligned.embed_texts(texts), clip.embed_texts(texts))
+    assert aligned.logit_scale == pytest.approx(clip.logit_scale)
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    np.testing.assert_allclose(aligned.look(images)[0], teacher.look(images)[0], atol=1e-5)
+    for name in ("zeroshot.json", "report.html", "aligner.json", "parameters.txt", "tokenizer.json"):
+        assert (finished / "align" / name).is_file()
+
+
+def test_the_aligner_explains_the_image_space_of_the_first_stage_as_it_says(finished, corpus):
+    aligned, clip = inference.load(finished / "align"), inference.load(finished / "clip")
+    source = Alive.open(corpus).source("val")
+    images = np.stack([load_view(source[i]["image"], aligned.view) for i in range(len(source))])
+    project = lambda model: np.asarray(  # noqa: E731
+        model.towers["image"](
+            model.params["image"], model.towers["image"](model.params["image"], images).pooled, method="project"
+        ),
+        np.float64,
+    )
+    predicted, target = project(aligned), project(clip)
+    explained = 1 - np.sum((target - predicted) ** 2) / np.sum((target - target.mean(0)) ** 2)
+    found = json.loads((finished / "align" / "aligner.json").read_text())
+    assert found["r2"] == pytest.approx(explained, abs=1e-4) and explained > 0.1
+    assert {"strength", "tried", "zeroshot", "zeroshot_before"} <= found.keys()
+
+
+def test_a_finished_recipe_does_nothing_and_a_stopped_one_goes_on_where_it_was(finished, corpus, tmp_path, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    assert command.run(arguments(finished, corpus)) == 0
+    assert capsys.readouterr().out.count("is finished") == 3
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(workdir / "align")
+    shutil.rmtree(workdir / "distill" / "checkpoints" / "8")
+    (workdir / "distill" / "report.html").unlink()
+    assert command.run(arguments(workdir, corpus)) == 0
+    assert "continuing" in capsys.readouterr().out
+    one, other = (inference.load(path / "align").params for path in (finished, workdir))
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+def test_the_authors_fit_is_a_mode_of_the_same_stage(finished, corpus, tmp_path, capsys):
+    one = arguments(
+        tmp_path / "sgd",
+        corpus,
+        recipe=f"{RECIPE}:stage=align",
+        align__fit="sgd",
+        init__image=finished / "distill",
+        init__text=finished / "clip",
+    )
+    assert command.run(one) == 0
+    assert "aligner (sgd): held-out R2" in capsys.readouterr().out
+    sgd, ridge = (json.loads((p / "aligner.json").read_text()) for p in (tmp_path / "sgd", finished / "align"))
+    assert sgd["fit"] == "sgd" and sgd["r2"] != ridge["r2"] and "strength" not in sgd
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"config.init: stage:(distill|clip) is a stage of this recipe that has not been run here"),
+        ({"init__image": "", "init__teacher": "False", "init__text": "{clip}"}, r"an aligner joins two models"),
+        ({"init__image": "{clip}", "init__text": "{clip}"}, r"{clip} has no teacher"),
+        ({"align__fit": "lasso"}, r"config.align.fit: unknown 'lasso'; known: ridge, sgd"),
+        (
+            {"init__image": "{distill}", "init__text": "{clip}", "image__width": "512"},
+            r"config.image.width=512 contradicts",
+        ),
+    ],
+)
+def test_what_cannot_be_aligned_is_one_line_and_leaves_nothing(finished, corpus, tmp_path, given, message):
+    places = {"clip": str(finished / "clip"), "distill": str(finished / "distill")}
+    given = {k: v.format(**places) for k, v in given.items()}
+    with pytest.raises(UserError, match=message.format(**places)):
+        command.run(arguments(tmp_path / "run", corpus, recipe=f"{RECIPE}:stage=align", **given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_photos_than_features_are_one_line(finished, corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(SMALL, "image.width", "512")
+    wide = arguments(tmp_path / "wide", corpus, recipe=f"{RECIPE}:stage=distill", total_steps=1)
+    assert command.run(wide) == 0
+    monkeypatch.delitem(SMALL, "image.width")
+    places = {"init__image": tmp_path / "wide", "init__text": finished / "clip"}
+    with pytest.raises(UserError, match=r"an aligner of 512 features cannot be fitted on \d+ photos"):
+        command.run(arguments(tmp_path / "run", corpus, recipe=f"{RECIPE}:stage=align", **places))
+
+
+def test_every_stage_of_every_variant_is_a_whole_recipe():
+    from agriclip_jax import config as configs
+
+    for variant in ("", "photos", "s16", "b16"):
+        plan = configs.stages(f"{RECIPE}:{variant}", {})
+        assert [stage.name for stage in plan] == ["clip", "distill", "align"]
+        assert [dict(stage.config.objectives) for stage in plan[:2]] == [{"contrastive": 1.0}, {"distill": 1.0}]
+        assert plan[1].config.views["local"].count >= 2
