@@ -62,7 +62,13 @@ SCHEMA: dict[str, Any] = {
     "eval_every": int,
     "log_every": int,
     "checkpoint": {"every": int, "keep": int},
-    "data": {"path": str, "caption_kinds": (tuple, list), "threads": int, "workers": int},
+    "data": {
+        "path": str,
+        "caption_kinds": (tuple, list),
+        "threads": int,
+        "workers": int,
+        "frozen_features": bool,
+    },
     "objectives": FREE,
     "views": {"global": _VIEW, "local": _VIEW},
     "init": {"model": str, "image": str, "text": str, "teacher": bool, "aligner": str, "aligner_variance": NUMBER},
@@ -122,6 +128,7 @@ UNSAID: dict[str, Any] = {
     "stage": "train",  # what the run does: a key of `STAGES`
     "align/fit": "ridge",  # how the aligner is fitted: ridge, in closed form, or the paper's sgd
     "stages": (),  # names of the runs, one after the other, that the recipe is made of
+    "data/frozen_features": False,  # of a frozen image tower: computed once of each photo, kept, and trained on
     "init/model": "",  # a file, a folder or hf:owner/name that both towers start from
     "init/image": "",  # likewise one tower
     "init/text": "",

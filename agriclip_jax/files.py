@@ -118,6 +118,11 @@ def new_folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(holder, ignore_errors=True)
 
 
+def cache() -> Path:
+    """Where what can be made again is kept: $AGRICLIP_CACHE, or else ~/.cache/agriclip_jax."""
+    return Path(os.environ.get("AGRICLIP_CACHE") or Path.home() / ".cache" / "agriclip_jax").expanduser()
+
+
 def write_whole(path: Path | str, content: str | bytes) -> None:
     """Writes a file, all of it or nothing, with the folders above it; a text in UTF-8.
 

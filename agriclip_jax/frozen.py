@@ -1,6 +1,9 @@
 """Towers that are not trained: what they see in every photo of a corpus, once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,18 +13,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from agriclip_jax import config as configs
-from agriclip_jax import encoders, mesh, recipe, rules
-from agriclip_jax.data import in_order
+from agriclip_jax import encoders, inference, mesh, recipe, rules
+from agriclip_jax.data import feature_store, in_order
+from agriclip_jax.data.feature_store import FeatureStore
+from agriclip_jax.data.records import Alive
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import EvalView
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError
+from agriclip_jax.files import cache
 from agriclip_jax.inference import Model
 from agriclip_jax.initial import Source
 
 
 class Frozen(NamedTuple):
-    """An image tower, its parameters (whole on every device), and how it sees photos."""
+    """An image tower, its parameters on the devices, and how it sees photos."""
 
     network: Network
     params: dict[str, Any]
@@ -95,6 +101,36 @@ def look(
         batch = mesh.place_batch(rows, sharding)
         seen = {n: features[n](tower.params, batch[str(tower.view)]) for n, (tower, _) in towers.items()}
         yield seen | {in_order.WEIGHT: batch[in_order.WEIGHT]}
+
+
+def remembered(
+    tower: Frozen, alive: Alive, split: str, batch_size: int, devices: Mesh, say: Callable[[str], None]
+) -> FeatureStore:
+    """The pooled features of a split's photos: those kept in the cache, else computed now and kept there.
+
+    A pass that was stopped goes on where it was. Processes are to share the cache's file system.
+
+    Raises:
+      UserError: a photo is unreadable, or the cache cannot be written.
+    """
+    digest = hashlib.sha256(json.dumps([repr(tower.network.config), str(tower.view), tower.view.size]).encode())
+    digest.update(f"{alive.fingerprint} {split}".encode())
+    pooling = {name: part for name, part in tower.params.items() if name != "projection"}
+    inference.add_parameters(digest, mesh.gathered(pooling))
+    folder = cache() / "features" / digest.hexdigest()[:24]
+    source = alive.source(split)
+    if feature_store.count(folder) < len(source):
+        start = feature_store.full(folder)
+        say(f"features of {len(source) - start:,} photos are computed once and kept in {folder}")
+        batches = look({"pooled": (tower, "pooled")}, source, batch_size, devices, start=start)
+        blocks = (mesh.gathered(batch) for batch in batches)
+        rows = (block["pooled"][block[in_order.WEIGHT] > 0] for block in blocks)
+        if jax.process_index() == 0:
+            deque(feature_store.fill(folder, rows), maxlen=0)
+        else:
+            deque(rows, maxlen=0)
+        mesh.together("the features are written")
+    return FeatureStore(folder)
 
 
 def _features(network: Network, wanted: str, params: Any, images: jax.Array) -> jax.Array:

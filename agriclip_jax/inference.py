@@ -116,8 +116,7 @@ class Model:
     @property
     def view(self) -> EvalView:
         """How photos are prepared for it."""
-        options = self.config.image
-        return EvalView(self.config.image_size, options.resize, options.crop_share, options.filter)
+        return recipe.eval_view(self.config)
 
     @property
     def logit_scale(self) -> float:
@@ -132,9 +131,7 @@ class Model:
         said = {"towers": towers, "dtype": self.config.dtype, "image_size": self.image_size}
         digest.update(json.dumps(said, sort_keys=True).encode())
         digest.update(self.tokenizer.fingerprint.encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self._whole()):
-            digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-            digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+        add_parameters(digest, self._whole())
         return digest.hexdigest()
 
     @property
@@ -162,6 +159,13 @@ class Model:
         padded[: len(rows)] = rows
         sharding = meshes.batch_sharding(self.mesh)
         return jax.make_array_from_callback(padded.shape, sharding, lambda index: padded[index])
+
+
+def add_parameters(digest: Any, params: Any) -> None:
+    """Adds paths, types, shapes and values of a tree of arrays on the host to a hash."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
 
 
 def _features_and_embeddings(tower: Network, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,17 +1,17 @@
 """Where things live: the device mesh and the sharding of the state and of batches."""
 
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from agriclip_jax import rules
 from agriclip_jax.errors import UserError, near_misses
+from agriclip_jax.files import cache
 from agriclip_jax.rules import Rule
 
 AXES = ("data", "fsdp", "tensor")
@@ -71,8 +71,7 @@ def make(spec: str) -> Mesh:
 
 def keep_compiled() -> None:
     """Keeps compiled programs on disk, for the next process."""
-    cache = os.environ.get("AGRICLIP_CACHE") or Path.home() / ".cache" / "agriclip_jax"
-    jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -129,6 +128,12 @@ def gathered(arrays: Any) -> Any:
         return np.asarray(jax.jit(lambda x: x, out_shardings=place)(array))
 
     return jax.tree.map(whole, arrays)
+
+
+def together(point: str) -> None:
+    """Waits until every process is here, so that none reads what the first one is still writing."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(point)
 
 
 def place_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

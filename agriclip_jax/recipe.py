@@ -10,12 +10,15 @@ from ml_collections import ConfigDict
 
 from agriclip_jax import encoders, objectives, optim, rules
 from agriclip_jax.data import pipeline
+from agriclip_jax.data.feature_store import FeatureStore
 from agriclip_jax.data.parallel import cores
 from agriclip_jax.data.pipeline import TrainBatches
 from agriclip_jax.data.records import Alive
 from agriclip_jax.data.tokenizers import Tokenizer
-from agriclip_jax.data.views import ViewSpec
+from agriclip_jax.data.views import EvalView, ViewSpec
 from agriclip_jax.encoders import Network, resnet, text, vit
+from agriclip_jax.errors import UserError
+from agriclip_jax.objectives import Want
 from agriclip_jax.schedules import schedule
 from agriclip_jax.state import Learner, State, batch_fields, init_params
 
@@ -126,15 +129,31 @@ def views(config: ConfigDict) -> dict[str, ViewSpec]:
     }
 
 
-def batches(config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Learner) -> TrainBatches:
-    """This process's training batches with just the fields that the learner's objectives read."""
+def eval_view(config: ConfigDict) -> EvalView:
+    """How evaluation prepares photos."""
+    options = config.image
+    return EvalView(config.image_size, options.resize, options.crop_share, options.filter)
+
+
+def batches(
+    config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Learner, known: FeatureStore | None = None
+) -> TrainBatches:
+    """This process's training batches with just the fields that the learner's objectives read.
+
+    Args:
+      known: the pooled features of the training images, where their tower is frozen: they take the images' place.
+    """
+    needs = batch_fields(learner.objectives)
+    if known is not None:
+        needs = needs - {"image/global"} | {pipeline.FEATURES}
     return pipeline.train_batches(
         alive,
         "train",
         tokenizer=tokenizer,
         context_length=config.text.context_length,
         views=views(config),
-        needs=batch_fields(learner.objectives),
+        needs=needs,
+        features=known,
         caption_kinds=config.data.caption_kinds,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -143,6 +162,18 @@ def batches(config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Lea
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def _check_frozen(config: ConfigDict, learner: Learner) -> None:
+    """Raises `UserError` where features of the image tower, computed once, would not do."""
+    why = "config.data.frozen_features: features that are computed once"
+    if learner.trains("image"):
+        raise UserError(f"{why} need a frozen image tower; set config.optimizer.freeze to ('image/.*',)")
+    for name, objective in learner.objectives.items():
+        if any(want != Want("student", "image", "global") for want in objective.wants if want.tower == "image"):
+            raise UserError(f"{why} do not serve the objective {name!r}, which wants other features of the images too")
+    if config.views["global"].count != 1:
+        raise UserError(f"{why} are of one view; set config.views.global.count to 1")
 
 
 def learner(config: ConfigDict, tokenizer: Tokenizer) -> tuple[Learner, Callable[..., State]]:
@@ -169,6 +200,9 @@ def learner(config: ConfigDict, tokenizer: Tokenizer) -> tuple[Learner, Callable
         optimizer=optim.build(config, jax.eval_shape(fresh, jax.random.key(0))),
         momentum=schedule(config.distill.momentum, total, "config.distill.momentum"),
     )
+
+    if config.data.frozen_features:
+        _check_frozen(config, result)
 
     def init(key: jax.Array, given: Mapping[str, jax.Array] | None = None) -> State:
         params_key, run_key = jax.random.split(key)

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -77,8 +76,9 @@ def train(
     if not config.data.path:
         say("data: the embedded corpus (drawn by the project; config.data.path names another ALive folder)", flush=True)
     alive = Alive.open(config.data.path or corpus.ensure())
-    sources = {}
-    if is_run(workdir):
+    folder, sources = workdir / "checkpoints", {}
+    begun = is_run(workdir) and any(step.name.isdecimal() for step in folder.glob("*"))
+    if begun:
         initial.recall(config, configs.read(workdir), explicit)
     else:
         sources = initial.sources(config, workdir.parent)
@@ -88,45 +88,54 @@ def train(
         return True
     tokenizer = run_tokenizer(workdir, config, sources, alive, say)
     learner, init = recipe.learner(config, tokenizer)
+    if not begun and "image" not in sources and not learner.trains("image"):
+        raise UserError(
+            "config.optimizer.freeze locks an image tower that is fresh; name the weights it has as config.init.image"
+        )
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, key)
     shardings = mesh.state_sharding(devices, shapes)
-    batches = recipe.batches(config, alive, tokenizer, learner)
-    imported = initial.parameters(sources, shapes.params, shardings.params)
-    if fresh := initial.fresh(sources, shapes.params, imported):
-        say(f"fresh: {', '.join(fresh)}")
-    sources.clear()  # a run of ours is a model on the devices
-    together("everyone has read the workdir")
+    start, position = 0, None
+    if begun:
+        checkpoints = Checkpoints(folder, latest=config.checkpoint.keep)
+        start = checkpoints.latest()
+        state, position = checkpoints.restore(start, abstract_state(shapes, shardings))
+        say(f"continuing {workdir} from step {start}: {describe(shapes.params, devices)}", flush=True)
+    else:
+        imported = initial.parameters(sources, shapes.params, shardings.params)
+        if fresh := initial.fresh(sources, shapes.params, imported):
+            say(f"fresh: {', '.join(fresh)}")
+        sources.clear()  # a run of ours is a model on the devices
+        state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, imported)
+        say(f"new run in {workdir}: {describe(shapes.params, devices)}", flush=True)
+    known = None
+    if config.data.frozen_features:
+        tower = frozen.Frozen(learner.towers["image"], state.params["image"], recipe.eval_view(config))
+        known = frozen.remembered(tower, alive, "train", config.batch_size, devices, say)
+    batches = recipe.batches(config, alive, tokenizer, learner, known)
+    try:
+        if position is not None:
+            batches.set_state(position)
+    except UserError as error:
+        raise UserError(f"{folder / str(start)}: {error}") from error
+    mesh.together("everyone has read the workdir")
     if first:
         held.enter_context(claimed(workdir))
         prepare_workdir(workdir, config, tokenizer, *what_was_seen(alive))
-    together("the workdir is written")
-    checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
-    newest = checkpoints.latest()
-    if newest is None:
-        # A first start may have been stopped before its first checkpoint.
-        sources = {} if imported else initial.sources(config, workdir.parent)
-        imported = imported or initial.parameters(sources, shapes.params, shardings.params)
-        state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, imported)
-        say(f"new run in {workdir}: {describe(shapes.params, devices)}", flush=True)
-        if first:
+        if not begun:
             write_overview(workdir, state.params)
-    else:
-        state, position = checkpoints.restore(newest, abstract_state(shapes, shardings))
-        try:
-            batches.set_state(position)
-        except UserError as error:
-            raise UserError(f"{workdir / 'checkpoints' / str(newest)}: {error}") from error
-        say(f"continuing {workdir} from step {newest}: {describe(shapes.params, devices)}", flush=True)
+    mesh.together("the workdir is written")
+    if not begun:
+        checkpoints = Checkpoints(folder, latest=config.checkpoint.keep)
 
-    model = inference.Model(config, dict(learner.towers), state.params, tokenizer, devices, workdir, newest or 0)
+    model = inference.Model(config, dict(learner.towers), state.params, tokenizer, devices, workdir, start)
     validation = tasks.from_alive(alive, "val") if "val" in alive.splits else []
 
     def validate(state: Any) -> tuple[float, dict[str, Any]]:
         return score(model.at(state.params, int(state.step)), validation)
 
     try:
-        log = Log(workdir, total_steps=config.total_steps, start=newest or 0, write=first)
+        log = Log(workdir, total_steps=config.total_steps, start=start, write=first)
         with contextlib.closing(log):
             ended = fit(
                 learner,
@@ -230,7 +239,7 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
         prepare_workdir(workdir, config, tokenizer, *what_was_seen(alive))
         write_json(workdir / "aligner.json", found)
         write_overview(workdir, state.params)
-    together("the workdir is written")
+    mesh.together("the workdir is written")
     checkpoints = Checkpoints(workdir / "checkpoints")
     checkpoints.save(state, {}, score=found.get("zeroshot"))
     checkpoints.close()
@@ -278,12 +287,6 @@ def claimed(workdir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def together(point: str) -> None:
-    """Waits until every process is here, so that none reads what the first one is still writing."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(point)
 
 
 def is_run(workdir: Path) -> bool:
@@ -422,4 +425,4 @@ def finish(model: Model, alive: Alive, workdir: Path, say: Any, first: bool) -> 
         else:
             say("no image has a label, so there is nothing to score by names")
         say(f"report: {report.write_report(workdir, model, results)}")
-    together("the report is written")
+    mesh.together("the report is written")

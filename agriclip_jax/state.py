@@ -10,9 +10,12 @@ import optax
 
 from agriclip_jax import rules
 from agriclip_jax.encoders import Network
+from agriclip_jax.encoders.vit import ImageFeatures
 from agriclip_jax.objectives import Objective, Parameters, Want
 from agriclip_jax.optim import Optimizer
 from agriclip_jax.schedules import Schedule
+
+FEATURES = "features"  # a field "features/global" of the batch: pooled image features instead of images
 
 
 @jax.tree_util.register_dataclass
@@ -69,6 +72,11 @@ class Learner:
             key=jax.random.key_data(key),
             healthy=jnp.bool_(True),
         )
+
+    def trains(self, tower: str) -> bool:
+        """Whether any parameter of a tower moves, its projection apart."""
+        own = [path for path in self.optimizer.multipliers if path.startswith(f"{tower}/")]
+        return any(self.optimizer.multipliers[path] for path in own if path.split("/")[1] != "projection")
 
     def losses(
         self, params: dict[str, Any], state: State, batch: Mapping[str, jax.Array]
@@ -148,12 +156,15 @@ def feature(
 ) -> Any:
     """One wanted feature: image features with leading axes [batch, views], or text features [batch, width].
 
-    The teacher sees no token dropping and no stochastic depth.
+    Pooled image features that came with the batch (of a frozen tower, computed once) are taken from there. The teacher
+    sees no token dropping and no stochastic depth.
     """
     tree = getattr(params, want.who)[want.tower]
     key = None if want.who == "teacher" else key
     if want.tower == "text":
         return towers["text"](tree, batch["tokens"], key=key)
+    if (known := batch.get(f"{FEATURES}/{want.view}")) is not None:
+        return ImageFeatures(known, patches=None)
     images = batch[f"image/{want.view}"]
     views = towers["image"](tree, images.reshape(-1, *images.shape[2:]), key=key)
     return jax.tree.map(lambda x: x.reshape(*images.shape[:2], *x.shape[1:]), views)

@@ -12,12 +12,14 @@ import numpy as np
 from absl import flags
 
 from agriclip_jax.data.captions import class_identity, normalise_caption
+from agriclip_jax.data.feature_store import FeatureStore
 from agriclip_jax.data.parallel import end_with_parent
 from agriclip_jax.data.records import Alive
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import ViewSpec, crops, decode
 from agriclip_jax.errors import UserError, near_misses
 
+FEATURES = "features/global"
 _IMAGE = "image/"
 _MOST_AHEAD = 4 << 30  # bytes of batches made ahead
 
@@ -62,6 +64,7 @@ def train_batches(
     context_length: int,
     views: Mapping[str, ViewSpec],
     needs: frozenset[str],
+    features: FeatureStore | None = None,
     caption_kinds: Sequence[str],
     batch_size: int,
     seed: int,
@@ -85,7 +88,9 @@ def train_batches(
       views: by name ("global", "local"); a view draws the same crops whichever views follow it.
       needs: the fields to make, of: "image/<view>" uint8 [b, count, size, size, 3]; "tokens" int32 [b, context_length]
         of a caption drawn from the example's; "caption_id" uint32 [b, 2], the 64-bit hash of that caption, normalised;
-        "class_id" uint32 [b, 2], that of what the class is across datasets. The others cost nothing.
+        "class_id" uint32 [b, 2], that of what the class is across datasets; "features/global" float32
+        [b, 1, width] of `features`. The others cost nothing.
+      features: of each example of the split, by its place.
       caption_kinds: of which captions are drawn: a kind first, each that the example has as often as the others, then
         one of its captions; an example with none of them may draw any of its captions.
       batch_size: rows over all processes.
@@ -104,7 +109,7 @@ def train_batches(
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed} is not between 0 and 2**32 - 1")
     source = alive.source(split)
-    make_row = _Rows(source, tokenizer, context_length, views, needs, caption_kinds)
+    make_row = _Rows(source, tokenizer, context_length, views, needs, caption_kinds, features)
     # Grain gets the indices and not the source: it would walk every field of every example for its statistics.
     rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(make_row)
     rows = _ProcessMajor(rows, batch_size, process_count)
@@ -167,12 +172,14 @@ class _Rows:
         views: Mapping[str, ViewSpec],
         needs: frozenset[str],
         caption_kinds: Sequence[str],
+        features: FeatureStore | None,
     ):
         possible = {_IMAGE + name for name in views} | {"tokens", "caption_id", "class_id"}
+        possible |= {FEATURES} if features is not None else set()
         for field in sorted(needs - possible):
             raise UserError(f"an objective needs {field}, which the pipeline cannot make{near_misses(field, possible)}")
         self.source, self.tokenizer, self.context_length, self.needs = source, tokenizer, context_length, needs
-        self.caption_kinds = caption_kinds
+        self.caption_kinds, self.features = caption_kinds, features
         self.views = {_IMAGE + name: spec for name, spec in views.items() if _IMAGE + name in needs}
         self.side = max((spec.source_side for spec in self.views.values()), default=0)
 
@@ -192,6 +199,8 @@ class _Rows:
             except UserError as error:
                 raise UserError(f"{example['source']}: {error}; build the ALive folder again without it") from error
             row = {field: crops(image, rng, spec) for field, spec in self.views.items()}
+        if FEATURES in self.needs:
+            row[FEATURES] = self.features[index][None]
         if "tokens" in self.needs:
             row["tokens"] = self.tokenizer.encode([caption], self.context_length)[0]
         if "caption_id" in self.needs:

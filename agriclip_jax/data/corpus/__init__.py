@@ -7,7 +7,6 @@ combinations of crop and symptom that neither train nor val ever shows together.
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from agriclip_jax.data.corpus.catalogue import (
     picture,
 )
 from agriclip_jax.errors import UserError
+from agriclip_jax.files import cache
 
 __all__ = [
     "COUNT",
@@ -101,7 +101,7 @@ def ensure(
     Raises:
       UserError: the place cannot be written.
     """
-    root = Path(cache_root or os.environ.get("AGRICLIP_CACHE") or Path.home() / ".cache" / "agriclip_jax").expanduser()
+    root = Path(cache_root or cache()).expanduser()
     out = root / f"corpus-{size}px-seed{seed}-{_digest(seed, size, count)}"
     if _whole(out):
         return out

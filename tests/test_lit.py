@@ -1,0 +1,125 @@
+"""LiT: a locked image tower, its features computed once, kept, and trained on as if they were computed anew."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agriclip_jax import inference
+from agriclip_jax import main as command
+from agriclip_jax.data import feature_store
+from agriclip_jax.data.feature_store import FeatureStore
+from agriclip_jax.data.records import Alive
+from agriclip_jax.data.views import load_view
+from agriclip_jax.errors import UserError
+
+RECIPE = "configs/lit.py"
+SMALL = {k: v for k, v in tiny.SMALL.items() if not k.startswith(("objectives", "image.", "embed"))}
+
+
+def arguments(workdir, data, *flags, **given):
+    keys = SMALL | {"data.path": str(data), "checkpoint.every": "3", "log_every": "1"}
+    keys |= {k.replace("__", "."): str(v) for k, v in given.items()}
+    return [f"--config={RECIPE}", f"--workdir={workdir}", *flags, *(f"--config.{k}={v}" for k, v in keys.items())]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 23), min_size=1, max_size=12), st.integers(0, 5))
+def test_a_store_gives_back_what_it_was_filled_with_also_when_filling_was_stopped(tmp_path_factory, sizes, killed):
+    folder, whole = tmp_path_factory.mktemp("store"), np.random.default_rng(0).normal(size=(sum(sizes), 3))
+    whole = whole.astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_store, "ROWS", 7)
+        blocks = np.split(whole, np.cumsum(sizes)[:-1])
+        for _, _ in zip(feature_store.fill(folder, iter(blocks)), range(killed), strict=False):
+            pass
+        rest = whole[feature_store.full(folder) :]
+        assert sum(feature_store.fill(folder, iter([rest]))) == len(rest)
+        store = FeatureStore(folder)
+        assert feature_store.count(folder) == len(store) == len(whole)
+        np.testing.assert_array_equal(np.stack([store[i] for i in range(len(store))]), whole)
+
+
+def test_a_damaged_shard_is_one_line(tmp_path):
+    list(feature_store.fill(tmp_path, [np.zeros((3, 2), np.float32)]))
+    (tmp_path / "00000.npy").write_bytes(b"no array")
+    with pytest.raises(UserError, match=r"00000.npy is damaged .*; remove it"):
+        feature_store.count(tmp_path)
+
+
+def test_a_step_on_kept_features_is_the_step_on_their_images():
+    config = tiny.config(objectives__distill=0.0, views__global__count=1, optimizer__freeze="('image/(?!proj).*',)")
+    learner, init = tiny.learner(config)
+    state = init(jax.random.key(0))
+    batch = tiny.batch()
+    batch["image/global"] = batch["image/global"][:, :1]
+    pooled = learner.towers["image"](state.params["image"], batch["image/global"][:, 0]).pooled
+    known = {k: v for k, v in batch.items() if not k.startswith("image/")} | {"features/global": pooled[:, None]}
+    (one, seen), (other, kept) = (jax.jit(learner.step)(state, rows) for rows in (batch, known))
+    assert seen["loss"] == pytest.approx(float(kept["loss"]), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory, corpus):
+    """A run to take an image tower from, and a LiT run on it."""
+    root = tmp_path_factory.mktemp("lit")
+    keys = tiny.SMALL | {"data.path": str(corpus), "objectives.distill": "0.0", "total_steps": "2"}
+    general = [f"--config={tiny.RECIPE}", f"--workdir={root / 'general'}"]
+    assert command.run([*general, *(f"--config.{k}={v}" for k, v in keys.items())]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AGRICLIP_CACHE", str(root / "cache"))
+        assert command.run(arguments(root / "run", corpus, init__image=root / "general")) == 0
+    return root
+
+
+def test_the_image_tower_stays_as_it_was_and_texts_are_mapped_into_its_feature_space(locked):
+    general, run = inference.load(locked / "general"), inference.load(locked / "run")
+    before = {k: v for k, v in general.params["image"].items() if k != "projection"}
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(run.params["image"]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    features, embeddings = run.look(images)
+    np.testing.assert_allclose(embeddings, features / np.linalg.norm(features, axis=1, keepdims=True), atol=1e-6)
+    assert run.embed_texts(["a cow"]).shape == (1, 32)
+
+
+def test_the_kept_features_are_those_of_the_photos(locked, corpus):
+    (folder,) = (locked / "cache" / "features").iterdir()
+    store, source, run = FeatureStore(folder), Alive.open(corpus).source("train"), inference.load(locked / "run")
+    assert len(store) == len(source)
+    for i in (0, 17, len(source) - 1):
+        features, _ = run.look(load_view(source[i]["image"], run.view)[None])
+        np.testing.assert_allclose(store[i], features[0], atol=1e-5)
+
+
+def test_another_run_on_the_tower_and_a_continued_one_compute_nothing_anew(
+    locked, corpus, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("AGRICLIP_CACHE", str(locked / "cache"))
+    (shard,) = (locked / "cache" / "features").rglob("*.npy")
+    made = shard.stat().st_mtime_ns
+    other = {"init__image": locked / "general", "seed": 1}
+    assert command.run(arguments(tmp_path / "run", corpus, total_steps=4, **other)) == 0
+    assert command.run(arguments(tmp_path / "run", corpus, "--extend", total_steps=6, **other)) == 0
+    assert "computed once" not in capsys.readouterr().out and shard.stat().st_mtime_ns == made
+    assert [shard] == list((locked / "cache" / "features").rglob("*.npy"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"locks an image tower that is fresh; name the weights it has as config.init.image"),
+        ({"optimizer__freeze": "()"}, r"frozen_features: .* need a frozen image tower; set config.optimizer.freeze"),
+        ({"objectives__distill": 1.0, "views__global__count": 2}, r"do not serve the objective 'distill'"),
+        ({"views__global__count": 2}, r"are of one view; set config.views.global.count to 1"),
+    ],
+)
+def test_what_cannot_be_trained_on_kept_features_is_one_line_at_start(locked, corpus, tmp_path, given, message):
+    given |= {"init__image": locked / "general"} if given else {"image__patch": 8}
+    with pytest.raises(UserError, match=message):
+        command.run(arguments(tmp_path / "run", corpus, **given))
+    assert not (tmp_path / "run").exists()
