@@ -479,6 +479,15 @@ def _check_keys(values: Mapping[str, Any], schema: Mapping[str, Any], where: str
         raise UserError(f"{where}.{missing[0]}: missing; see configs/alive.py for what it means")
 
 
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration (nested, JSON-able) decides the mathematics, by path, but for what is as in `UNSAID`."""
+    return {
+        path: _plain(value)
+        for path, value in sorted(flatten(config).items())
+        if path not in WHERE and not (path in UNSAID and same(value, UNSAID[path]))
+    }
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line for each key that changes the mathematics and differs between two configurations (nested, JSON-able)."""
     a, b = flatten(old), flatten(new)

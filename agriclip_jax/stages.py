@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,7 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
                 weights = weights * ((jnp.arange(len(weights)) % 10 == 0) == tenth)
             yield batch["x"], batch["y"], weights
 
+    began = time.perf_counter()
     say(f"aligning the features of {alive.splits['train']:,} photos", flush=True)
     splits = [("train", None), ("val", None)] if "val" in alive.splits else [("train", False), ("train", True)]
     held_out = aligner.moments(pairs(*splits[1]))
@@ -216,6 +218,7 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     else:
         fit = aligner.ridge(aligner.moments(pairs(*splits[0])), held_out)
         fitted, found = fit.affine, {"fit": "ridge", "r2": fit.r2, "strength": fit.strength, "tried": fit.tried}
+    found["seconds"] = time.perf_counter() - began
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, key)
     shardings = mesh.state_sharding(devices, shapes)

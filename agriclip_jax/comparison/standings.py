@@ -1,0 +1,283 @@
+"""What the records of a race say: tables with intervals and tests against a baseline, and plots."""
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agriclip_jax import page
+from agriclip_jax.errors import UserError
+from agriclip_jax.evaluate import statistics
+from agriclip_jax.evaluate.statistics import Difference, Interval
+from agriclip_jax.files import read_record, write_whole
+
+Record = Mapping[str, Any]
+ABOUT = (
+    "Mean top-1 in % over tasks and seeds, with the 95 % interval of other seeds (Student's t). A gain is over {} with "
+    "the same seeds, with the 95 % interval of other photos of the same tasks and the p-value of a sign-flip test."
+)
+
+
+class Standing(NamedTuple):
+    """A recipe in a group of tasks.
+
+    Attributes:
+      recipe: its name.
+      seeds: those that it ran.
+      tasks: how many every run of the table answered.
+      means: over these, the top-1 of each seed.
+      mean: of these.
+      interval: of that mean, from the seeds; None of one seed.
+      gain: over the baseline, of the seeds that both ran; None of the baseline itself.
+    """
+
+    recipe: str
+    seeds: tuple[int, ...]
+    tasks: int
+    means: tuple[float, ...]
+    mean: float
+    interval: Interval | None
+    gain: Difference | None
+
+
+class Table(NamedTuple):
+    """A table of texts."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def packed(right: np.ndarray) -> str:
+    """Who was right, bool [images], as a text."""
+    return np.packbits(right).tobytes().hex()
+
+
+def right(task: Mapping[str, Any]) -> np.ndarray:
+    """bool [images]: which photos of a task a record has right."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(task["right"]), np.uint8))
+    return bits[: task["images"]].astype(bool)
+
+
+def read(folder: Path, *, suite: str, setting: str, names: Sequence[str] = ()) -> list[Record]:
+    """The records of a suite and setting, in the order of `names` (all of them without names).
+
+    Raises:
+      UserError: there is none, or one is damaged.
+    """
+    files = sorted(folder.glob(f"{suite}.{setting}.*.json"))
+    found = [read_record(file, "recipe", "seed", "budget", "tasks") for file in files]
+    found = [record for record in found if not names or record["recipe"] in names]
+    if not found:
+        raise UserError(f"{folder} holds no record of the suite {suite} and the setting {setting}")
+    order = {name: place for place, name in enumerate(names)}
+    return sorted(found, key=lambda r: (order.get(r["recipe"], 0), r["recipe"], r["seed"]))
+
+
+def standings(found: Iterable[Record], baseline: str, by: str) -> dict[str, list[Standing]]:
+    """Group of tasks -> how each recipe stands there.
+
+    Args:
+      found: records of one suite, setting and budget.
+      baseline: the recipe that the others are compared with.
+      by: what of a task makes a group: "group" or "domain".
+
+    Raises:
+      UserError: the baseline did not run.
+    """
+    runs: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for record in found:
+        runs.setdefault(record["recipe"], {})[record["seed"]] = record["tasks"]
+    if baseline not in runs:
+        raise UserError(f"no record is of the baseline {baseline!r}; race it too, or name another by --baseline")
+    shared = sorted(set.intersection(*(set(tasks) for seeds in runs.values() for tasks in seeds.values())))
+    group = {task: next(iter(runs[baseline].values()))[task][by] for task in shared}
+    return {
+        name: [_standing(recipe, runs, baseline, [task for task in shared if group[task] == name]) for recipe in runs]
+        for name in dict.fromkeys(group.values())
+    }
+
+
+def _standing(recipe: str, runs: Mapping[str, Any], baseline: str, tasks: Sequence[str]) -> Standing:
+    own, other = runs[recipe], runs[baseline]
+    means = tuple(float(np.mean([right(own[seed][task]).mean() for task in tasks])) for seed in sorted(own))
+    mean, low, high = statistics.mean_interval(means)
+    both = sorted(own.keys() & other.keys()) if recipe != baseline else []
+    gain = None
+    if both:
+        gained = lambda seed, task: right(own[seed][task]).astype(float) - right(other[seed][task])  # noqa: E731
+        gain = statistics.paired_mean_gain([np.mean([gained(seed, task) for seed in both], axis=0) for task in tasks])
+    return Standing(recipe, tuple(sorted(own)), len(tasks), means, mean, None if low is None else (low, high), gain)
+
+
+def tables(found: Sequence[Record], baseline: str, by: str) -> list[Table]:
+    """Of each budget what was spent and how the recipes stand, and of several the smaller of each recipe's gains."""
+    budgets = dict.fromkeys(record["budget"] for record in found)
+    of = {each: [record for record in found if record["budget"] == each] for each in budgets}
+    stands = {each: standings(records, baseline, by) for each, records in of.items()}
+    made = []
+    for each, groups in stands.items():
+        made.append(_spent(each, of[each]))
+        for name, rows in groups.items():
+            heads = (f"{name}, {rows[0].tasks} tasks", "seeds", "top-1", "gain", "p")
+            made.append(Table(f"{each}: {name}", heads, [_cells(row) for row in rows]))
+    gains: dict[str, dict[str, dict[str, float]]] = {}
+    for each, groups in stands.items():
+        for name, rows in groups.items():
+            for row in filter(lambda row: row.gain, rows):
+                gains.setdefault(name, {}).setdefault(row.recipe, {})[each] = row.gain.difference
+    for name, recipes in gains.items() if len(budgets) > 1 else ():
+        whole = {recipe: seen for recipe, seen in recipes.items() if len(seen) == len(budgets)}
+        rows = [
+            [recipe, *(_points(seen[each]) for each in budgets), _points(min(seen.values()))]
+            for recipe, seen in whole.items()
+        ]
+        made.append(Table(f"The smaller gain: {name}", (name, *budgets, "smaller"), rows))
+    return made
+
+
+def _spent(each: str, found: Sequence[Record]) -> Table:
+    rows = []
+    for recipe in dict.fromkeys(record["recipe"] for record in found):
+        runs = [record for record in found if record["recipe"] == recipe]
+        spent = [np.mean([run[name] for run in runs]) for name in ("steps", "images", "accelerator_seconds")]
+        devices = ", ".join(sorted({device for run in runs for device in run["devices"]}))
+        rows.append([recipe, *(f"{number:,.0f}" for number in spent), devices])
+    return Table(f"{each}: what was spent", ("recipe", "steps", "images", "accelerator-seconds", "on"), rows)
+
+
+def _cells(row: Standing) -> list[str]:
+    def ends(interval: Interval | None) -> str:
+        return f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
+
+    gain = _points(row.gain.difference) + ends(row.gain.interval) if row.gain else ""
+    p = f"{row.gain.p_value:.2g}" if row.gain else ""
+    return [row.recipe, str(len(row.seeds)), f"{100 * row.mean:.1f}{ends(row.interval)}", gain, p]
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def write(found: Sequence[Record], out: Path, baseline: str, *, by: str = "group", along: str = "") -> str:
+    """Writes table.md, plots of each budget and report.html; gives the table.
+
+    Args:
+      found: as from `read`.
+      out: the folder.
+      baseline: a recipe.
+      by: "group" or "domain": the tasks that make a mean together.
+      along: a key that recipes vary in, or "trained" for how many parameters were: a curve is drawn too.
+
+    Raises:
+      UserError: the baseline has no record, fewer than two recipes vary, or a file cannot be written.
+    """
+    made, about = tables(found, baseline, by), ABOUT.format(baseline)
+    markdown = [about]
+    for table in made:
+        rule = "---".join("|" * (len(table.heads) + 1))
+        lines = [f"| {' | '.join(row)} |" for row in table.rows]
+        markdown.append("\n".join([f"### {table.title}", "", f"| {' | '.join(table.heads)} |", rule, *lines]))
+    text = "\n\n".join(markdown) + "\n"
+    write_whole(out / "table.md", text)
+    sections = []
+    for each in dict.fromkeys(record["budget"] for record in found):
+        of_budget = [record for record in found if record["budget"] == each]
+        stands = standings(of_budget, baseline, by)
+        drawn = {f"plot-{each}.svg": dots(stands, baseline)}
+        if along:
+            drawn[f"curve-{each}.svg"] = curves(stands, _places(of_budget, along), along)
+        for name, svg in drawn.items():
+            write_whole(out / name, svg)
+        pictures = "".join(f'<div class="picture">{svg[svg.index("<svg") :]}</div>' for svg in drawn.values())
+        sections.append((each, pictures + "".join(_html(t) for t in made if t.title.startswith(f"{each}:"))))
+    smaller = "".join(_html(table) for table in made if table.title.startswith("The smaller"))
+    sections.append(("The smaller gain", smaller))
+    header = f"<p>{escape(about)}</p>"
+    write_whole(out / "report.html", page.render("Recipes raced", "race", header, sections, STYLE))
+    return text
+
+
+def _html(table: Table) -> str:
+    def line(tag: str, texts: Sequence[str]) -> str:
+        cells = (f"<{tag}{' class=n' if place else ''}>{escape(text)}</{tag}>" for place, text in enumerate(texts))
+        return f"<tr>{''.join(cells)}</tr>"
+
+    rows = "".join(line("td", row) for row in table.rows)
+    whole = f'<table class="rows"><thead>{line("th", table.heads)}</thead><tbody>{rows}</tbody></table>'
+    return f"<h3>{escape(table.title)}</h3>{page.scrolling(table.title, whole)}"
+
+
+def dots(stands: Mapping[str, Sequence[Standing]], baseline: str) -> str:
+    """An SVG: a panel for each group of tasks, in it a row for each recipe: its seeds, and their mean."""
+    axes_of, finish = _panels(stands, height=0.9 + 0.34 * max(map(len, stands.values())), sharey=True)
+    for axes, rows in zip(axes_of, stands.values(), strict=True):
+        for place, row in enumerate(rows):
+            axes.plot(100 * np.array(row.means), [place] * len(row.means), "o", ms=4, alpha=0.5, color="tab:green")
+            axes.plot([100 * row.mean], [place], "|", ms=14, mew=2, color="tab:green")
+        axes.axvline(100 * next(row.mean for row in rows if row.recipe == baseline), ls=":", lw=1, color="grey")
+        axes.set(xlabel="mean top-1, %", ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticks(range(len(rows)), [row.recipe for row in rows])
+    return finish()
+
+
+def curves(stands: Mapping[str, Sequence[Standing]], places: Mapping[str, float], along: str) -> str:
+    """An SVG: a panel for each group of tasks, in it a line for each recipe along a number; bars span the seeds.
+
+    Args:
+      places: recipe -> its number; those without one are left out. Names that differ in keys alone are one line.
+      along: what the number is.
+    """
+    axes_of, finish = _panels(stands, height=3.2)
+    for axes, rows in zip(axes_of, stands.values(), strict=True):
+        lines: dict[str, list[Standing]] = {}
+        for row in rows:
+            if row.recipe in places:
+                lines.setdefault(row.recipe.split("+")[0], []).append(row)
+        for label, line in lines.items():
+            line.sort(key=lambda row: places[row.recipe])
+            ends = [[100 * abs(row.mean - end(row.means)) for row in line] for end in (min, max)]
+            x, y = [places[row.recipe] for row in line], [100 * row.mean for row in line]
+            axes.errorbar(x, y, ends, marker="o", ms=4, capsize=3, label=label)
+        axes.set(xlabel=along, ylabel="mean top-1, %", xscale="log")
+        axes.legend(fontsize=8)
+    return finish()
+
+
+def _panels(stands: Mapping[str, Sequence[Standing]], height: float, **options: Any) -> tuple[Any, Callable[[], str]]:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(stands), height), layout="constrained")
+    panels = figure.subplots(1, len(stands), squeeze=False, **options)[0]
+    for axes, (name, rows) in zip(panels, stands.items(), strict=True):
+        axes.set_title(f"{name}, {rows[0].tasks} tasks", fontsize=10)
+
+    def finish() -> str:
+        data = io.BytesIO()
+        with matplotlib.rc_context({"svg.hashsalt": "race"}):  # the same plot is the same bytes
+            figure.savefig(data, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        return data.getvalue().decode("utf-8")
+
+    return panels, finish
+
+
+def _places(found: Sequence[Record], along: str) -> dict[str, float]:
+    """Recipe -> the number it has of a key."""
+    places = {}
+    for record in found:
+        value = record["parameters"]["trained"] if along == "trained" else record["given"].get(along)
+        if value is not None:
+            try:
+                places[record["recipe"]] = float(value)
+            except ValueError:
+                raise UserError(f"--curve={along}: {value!r} of {record['recipe']} is no number") from None
+    if len(places) < 2:
+        raise UserError(f"--curve={along}: fewer than two recipes have it; name them as NAME+{along}=VALUE")
+    return places
+
+
+STYLE = ".picture{overflow-x:auto;background:#fff;padding:.5rem}.picture svg{max-width:100%;height:auto}"

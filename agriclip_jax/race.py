@@ -1,0 +1,289 @@
+"""A race of recipes: the same budget, several seeds, the same tasks; one small record for each run that finished.
+
+Records are all that is needed to go on, on any machine, and to make the table. Nothing here needs jax: runs are the
+commands that a user would give, one after the other.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agriclip_jax import config as configs
+from agriclip_jax.comparison import standings
+from agriclip_jax.errors import RunFailure, UserError
+from agriclip_jax.evaluate import records
+from agriclip_jax.files import read_record, write_json
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "configs" / "race.py"
+VERSION = 1  # of what a record holds
+SPEED_STEPS = 60  # of the short run by which seconds become steps
+TEACHER = "@teacher"
+
+
+class Budget(NamedTuple):
+    """How long each recipe may train: `amount` "steps", or "s" of the accelerator."""
+
+    amount: int
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.amount}{self.unit}"
+
+
+def budget(text: str) -> Budget:
+    """Raises `UserError` for a text that is not like "4000steps" or "900s"."""
+    found = re.fullmatch(r"([1-9]\d{0,8})(steps|s)", text)
+    if not found:
+        raise UserError(f"--budget={text}: give steps or seconds, such as 4000steps or 900s")
+    return Budget(int(found[1]), found[2])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe in the race.
+
+    Attributes:
+      name: as given: a name in configs/race.py or FILE.py[:VARIANT]; then "+KEY=VALUE" for each key set for it alone;
+        then "@teacher" where the teacher is the image tower.
+      setting: a word for configs/race.py, such as "gpu"; not for other files.
+      shared: dotted keys set for all recipes.
+    """
+
+    name: str
+    setting: str
+    shared: Mapping[str, str]
+
+    @property
+    def base(self) -> str:
+        """The name without keys and teacher."""
+        return self.trained.split("+")[0]
+
+    @property
+    def own(self) -> dict[str, str]:
+        """The keys that the name sets."""
+        pairs = [word.partition("=") for word in self.trained.split("+")[1:]]
+        if wrong := [key for key, equals, _ in pairs if not equals]:
+            raise UserError(f"--recipes: {self.name}: {wrong[0]!r} is not KEY=VALUE")
+        return {key: value for key, _, value in pairs}
+
+    @property
+    def given(self) -> dict[str, str]:
+        """All keys that are set by hand."""
+        return {**self.shared, **self.own}
+
+    @property
+    def use(self) -> str:
+        """Whose image tower is measured."""
+        return "teacher" if self.name.endswith(TEACHER) else "student"
+
+    @property
+    def trained(self) -> str:
+        """The name of what is trained: the same for student and teacher."""
+        return self.name.removesuffix(TEACHER)
+
+    @property
+    def spec(self) -> str:
+        """Of the recipe, as `main` takes it."""
+        return self.base if ".py" in self.base else f"{RECIPES}:{self.base},setting={self.setting}"
+
+    @cached_property
+    def plan(self) -> list[configs.Stage]:
+        """Its stages; raises UserError as `configs.stages` does."""
+        return configs.stages(self.spec, self.given)
+
+    def keys(self, steps: Mapping[str, int]) -> dict[str, str]:
+        """The keys that give each trained stage its steps."""
+        prefix = {stage.name: f"stages.{stage.name}." if stage.name else "" for stage in self.plan}
+        return {f"{prefix[name]}total_steps": str(count) for name, count in steps.items()}
+
+    @property
+    def training(self) -> list[str]:
+        """The names of the stages that train; each gets an equal part of the budget."""
+        return [stage.name for stage in self.plan if stage.config.stage == "train"]
+
+
+@dataclass(frozen=True)
+class Race:
+    """What is raced, by what, and where things go.
+
+    Attributes:
+      suite: file of the evaluation suite.
+      budget: of each run.
+      out: folder of the runs.
+      records: folder of the records.
+      setting: a word of configs/race.py.
+      keep: whether the runs stay when their record is written.
+      say: called with each line a user should know.
+    """
+
+    suite: Path
+    budget: Budget
+    out: Path
+    records: Path
+    setting: str
+    keep: bool
+    say: Callable[[str], None]
+
+    def file(self, entry: Entry, seed: int) -> Path:
+        """Of the record of a run."""
+        parts = [self.suite.stem, self.setting, _slug(entry.name), str(self.budget), f"seed{seed}"]
+        return self.records / f"{'.'.join(parts)}.json"
+
+    def run(self, entry: Entry, seed: int) -> dict[str, Any]:
+        """The record of a run: read where it is there and of the same things, else made.
+
+        Raises:
+          UserError: a recipe or suite cannot be read, or the recipe refuses its data.
+          RunFailure: a run failed.
+        """
+        file, key = self.file(entry, seed), self._key(entry, seed)
+        if file.is_file():
+            record = read_record(file, "key", "tasks")
+            if record["key"] == key:
+                return record
+            self.say(f"{file.name} is of another recipe, other data or another suite; it is made anew")
+        self.say(f"{entry.name}, seed {seed}, {self.budget}")
+        steps = self._steps(entry)
+        workdir = self._workdir(entry, seed)
+        self._command("-m", "agriclip_jax.main", *_main(entry, workdir, steps, seed))
+        final = workdir / entry.plan[-1].name
+        self._command(
+            str(ROOT / "tools" / "evaluate.py"), f"--suite={self.suite}", f"--ckpt={final}", f"--use={entry.use}"
+        )
+        record = {"key": key, **self._record(entry, seed, workdir, final)}
+        write_json(file, record)
+        return record
+
+    def all(self, entries: Sequence[Entry], seeds: Sequence[int]) -> None:
+        """Every recipe with every seed, as far as their records are not there; seed after seed.
+
+        Raises:
+          UserError, RunFailure: as `run` does, of the recipes before anything is trained.
+        """
+        for entry in entries:
+            self._key(entry, 0)  # a recipe that cannot be read is told now and not after hours
+        for seed in seeds:
+            for entry in entries:
+                self.run(entry, seed)
+            for entry in () if self.keep else entries:
+                shutil.rmtree(self._workdir(entry, seed), ignore_errors=True)
+
+    def _workdir(self, entry: Entry, seed: int) -> Path:
+        return self.out / "runs" / f"{_slug(entry.trained)}.{self.budget}.seed{seed}"
+
+    def _steps(self, entry: Entry) -> dict[str, int]:
+        """Steps of each stage that trains."""
+        share = self.budget.amount / len(entry.training)
+        if self.budget.unit == "steps":
+            return {name: max(int(share), 1) for name in entry.training}
+        file = self.out / "speed" / f"{_slug(entry.trained)}.json"
+        speeds = read_record(file) if file.is_file() else {}
+        if speeds.get("key") != (key := _hash(_settings(entry))):
+            workdir = file.with_suffix("")
+            shutil.rmtree(workdir, ignore_errors=True)
+            self._command(
+                "-m", "agriclip_jax.main", *_main(entry, workdir, dict.fromkeys(entry.training, SPEED_STEPS), 0)
+            )
+            rates = {name: images_per_second(workdir / name) for name in entry.training}
+            speeds = {"key": key, "images_per_s": rates}
+            write_json(file, speeds)
+            shutil.rmtree(workdir)
+        batch = {stage.name: stage.config.batch_size for stage in entry.plan}
+        return {n: max(int(share * speeds["images_per_s"][n] / batch[n]), 1) for n in entry.training}
+
+    def _key(self, entry: Entry, seed: int) -> str:
+        """Everything that decides a record, hashed, but for the code and the device, which it names."""
+        data = entry.plan[0].config.data.path
+        content = read_record(Path(data) / "alive.json", "fingerprint")["fingerprint"] if data else ""
+        asked = self.suite.read_text(encoding="utf-8")
+        return _hash([VERSION, _settings(entry), entry.use, seed, str(self.budget), content, asked])
+
+    def _record(self, entry: Entry, seed: int, workdir: Path, final: Path) -> dict[str, Any]:
+        folders = list((final / "evaluations").glob(f"{self.suite.stem}-*-{entry.use}"))
+        found = records.read(max(folders, key=lambda each: each.stat().st_mtime_ns))
+        environment = read_record(final / "environment.json", "devices", "code")
+        steps, images, seconds = 0, 0, 0.0
+        for name in entry.training:
+            config = configs.read(workdir / name)
+            steps += config.total_steps
+            images += config.total_steps * config.batch_size
+            seconds += config.total_steps * config.batch_size / images_per_second(workdir / name)
+        for aligned in workdir.glob("*/aligner.json"):
+            seconds += read_record(aligned, "seconds")["seconds"]
+        tasks = {
+            name: {
+                **{part: record[part] for part in ("group", "domain", "chance", "images")},
+                "right": standings.packed(np.equal(record["labels"], record["predicted"])),
+            }
+            for name, record in sorted(found.scored("zeroshot").items())
+        }
+        return {
+            "recipe": entry.name,
+            "setting": self.setting,
+            "suite": self.suite.stem,
+            "budget": str(self.budget),
+            "seed": seed,
+            "given": dict(entry.given),
+            "steps": steps,
+            "images": images,
+            "accelerator_seconds": round(seconds, 1),
+            "devices": environment["devices"],
+            "code": environment["code"],
+            "parameters": {"all": environment.get("parameters"), "trained": environment.get("trained")},
+            "tasks": tasks,
+        }
+
+    def _command(self, *arguments: str) -> None:
+        """Raises `UserError` or `RunFailure`, as the command did, with its last line."""
+        self.records.mkdir(parents=True, exist_ok=True)
+        log = self.out / "log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            ended = subprocess.run([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT)
+        if ended.returncode:
+            lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
+            last = next((line for line in reversed(lines) if line.strip()), "no word")
+            kind = UserError if ended.returncode == 2 else RunFailure
+            raise kind(f"{Path(arguments[0]).name} {' '.join(arguments[1:3])}: {last.strip()} (see {log})")
+
+
+def _main(entry: Entry, workdir: Path, steps: Mapping[str, int], seed: int) -> list[str]:
+    given = {**entry.given, **entry.keys(steps), "seed": str(seed)}
+    return [f"--config={entry.spec}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in given.items())]
+
+
+def images_per_second(workdir: Path) -> float:
+    """The median over a run's rows, those of its first third left out: compilation and the filling of caches."""
+    rates = [row["images_per_s"] for row in records.log(workdir / "metrics.jsonl") if row.get("images_per_s")]
+    return float(np.median(rates[len(rates) // 3 :]))
+
+
+def _settings(entry: Entry) -> Any:
+    """What of its configurations decides a recipe's mathematics."""
+    return [configs.decisive(stage.config.to_dict()) for stage in entry.plan]
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_@=+-]+", "_", name.removesuffix(".py"))
+
+
+def numbers(flag: str, text: str) -> list[int]:
+    """Raises `UserError` for a text that is not like "0,1,2"."""
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise UserError(f"{flag}={text}: give whole numbers with commas between them, such as 0,1,2")
+    return [int(part) for part in text.split(",")]

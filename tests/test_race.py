@@ -1,0 +1,187 @@
+"""A race: equal budgets, records that it goes on from, and tables that say what the records say."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from scipy import stats
+
+from agriclip_jax import race
+from agriclip_jax.comparison import standings
+from agriclip_jax.errors import UserError
+from agriclip_jax.evaluate import statistics
+
+RECIPE = "configs/alive.py"
+
+
+def record(recipe, seed, answers, budget="8steps", **more):
+    """`answers`: task -> (group, who is right)."""
+    tasks = {
+        name: {"group": group, "domain": "crop", "chance": 0.5, "images": len(right), "right": standings.packed(right)}
+        for name, (group, right) in answers.items()
+    }
+    spent = {"steps": 8, "images": 128, "accelerator_seconds": 4.0, "devices": ["cpu"], "given": {}}
+    head = {"recipe": recipe, "seed": seed, "budget": budget, "suite": "s", "setting": "cpu", "code": "x", "key": "k"}
+    return {**head, **spent, "parameters": {"all": 9, "trained": 9}, "tasks": tasks, **more}
+
+
+def answers(share, seed):
+    rng = np.random.default_rng([seed, int(share * 1000)])
+    return {f"{g}{i}": (g, rng.random(40 + i) < share) for g in ("in domain", "downstream") for i in range(4)}
+
+
+RACE = [
+    record(name, seed, answers(share, seed), budget)
+    for budget, shares in {
+        "8steps": {"contrastive": 0.5, "joint": 0.75},
+        "4s": {"contrastive": 0.5, "joint": 0.6},
+    }.items()
+    for name, share in shares.items()
+    for seed in (0, 1, 2)
+]
+
+
+def test_who_was_right_survives_packing():
+    for count in (1, 7, 8, 9, 100):
+        right = np.random.default_rng(count).random(count) < 0.5
+        np.testing.assert_array_equal(standings.right({"images": count, "right": standings.packed(right)}), right)
+
+
+def test_a_standing_is_the_mean_of_tasks_and_seeds_with_the_seeds_interval_and_the_paired_gain():
+    rows = standings.standings([r for r in RACE if r["budget"] == "8steps"], "contrastive", "group")["in domain"]
+    means = [
+        np.mean([right.mean() for name, (group, right) in answers(0.75, seed).items() if group == "in domain"])
+        for seed in (0, 1, 2)
+    ]
+    row = next(row for row in rows if row.recipe == "joint")
+    assert row.mean == pytest.approx(np.mean(means)) and row.tasks == 4
+    half = stats.t.ppf(0.975, 2) * np.std(means, ddof=1) / np.sqrt(3)
+    assert row.interval == pytest.approx((row.mean - half, row.mean + half))
+    baseline = next(row for row in rows if row.recipe == "contrastive")
+    assert row.gain.difference == pytest.approx(row.mean - baseline.mean) and baseline.gain is None
+    assert row.gain.p_value < 0.001 and row.gain.interval[0] > 0
+
+
+def test_one_seeds_gain_is_that_of_the_test_for_two_runs():
+    rng = np.random.default_rng(0)
+    pairs = [(rng.random(60) < 0.5, rng.random(60) < 0.6) for _ in range(5)]
+    wanted = statistics.paired_mean_difference(pairs)
+    found = statistics.paired_mean_gain([b.astype(float) - a for a, b in pairs])
+    assert found.difference == pytest.approx(wanted.difference)
+    assert found.interval == pytest.approx(wanted.interval, abs=0.02) and found.p_value == pytest.approx(
+        wanted.p_value, abs=0.02
+    )
+
+
+def test_seeds_that_answer_alike_are_no_more_evidence_than_one():
+    rng = np.random.default_rng(1)
+    gain = (rng.random(80) < 0.6).astype(float) - (rng.random(80) < 0.5)
+    same = statistics.paired_mean_gain([np.mean([gain] * 3, axis=0)])
+    assert same == statistics.paired_mean_gain([gain])
+
+
+def test_tables_give_each_budget_apart_and_the_smaller_gain_last():
+    made = {table.title: table for table in standings.tables(RACE, "contrastive", "group")}
+    assert list(made)[-1].startswith("The smaller gain")
+    row = made["The smaller gain: in domain"].rows[0]
+    gains = [float(cell) for cell in row[1:3]]
+    assert row[0] == "joint" and float(row[3]) == min(gains) and gains[0] > gains[1]
+    assert made["8steps: what was spent"].rows[1] == ["joint", "8", "128", "4", "cpu"]
+
+
+def test_a_task_that_a_run_lacks_counts_for_none():
+    few = RACE[0] | {"tasks": {k: v for k, v in RACE[0]["tasks"].items() if k != "in domain0"}}
+    assert standings.standings([few, *RACE[1:6]], "contrastive", "group")["in domain"][0].tasks == 3
+
+
+def test_the_page_and_the_plots_say_it_too(tmp_path):
+    for r in RACE:
+        (tmp_path / f"s.cpu.{r['recipe']}.{r['budget']}.seed{r['seed']}.json").write_text(
+            json.dumps(r), encoding="utf-8"
+        )
+    found = standings.read(tmp_path, suite="s", setting="cpu", names=["contrastive", "joint"])
+    assert len(found) == len(RACE)
+    text = standings.write(found, tmp_path / "out", "contrastive")
+    assert text == (tmp_path / "out" / "table.md").read_text(encoding="utf-8") and "| joint | 3 |" in text
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 2 and "http" not in page.split("<main>")[1].replace("http://www.w3.org", "")
+    assert (tmp_path / "out" / "plot-4s.svg").is_file()
+
+
+def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
+    vary = [
+        record(f"sclip+data.label_ratio={x}", seed, answers(0.5 + x / 4, seed), given={"data.label_ratio": str(x)})
+        for x in (0.1, 0.5, 1.0)
+        for seed in (0, 1)
+    ]
+    standings.write([*RACE[:3], *vary], tmp_path, "contrastive", along="data.label_ratio")
+    svg = (tmp_path / "curve-8steps.svg").read_text(encoding="utf-8")
+    assert "data.label" in svg or "label" in svg
+    with pytest.raises(UserError, match=r"--curve=seed: fewer than two recipes have it"):
+        standings.write([*RACE[:3], *vary], tmp_path, "contrastive", along="seed")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--recipes=contrastive", "--budget=4000"], "--budget=4000: give steps or seconds"),
+        (["--recipes=contrastive", "--budget=0steps"], "--budget=0steps"),
+        (["--recipes=contrastive", "--budget=8steps", "--seeds=a"], "--seeds=a: give whole numbers"),
+        (["--recipes=contrastiv", "--budget=8steps"], "configs/race.py has no 'contrastiv'"),
+        (["--recipes=contrastive+sede=1", "--budget=8steps"], "unknown key"),
+        (["--recipes=contrastive+seed", "--budget=8steps"], "'seed' is not KEY=VALUE"),
+        (["--budget=8steps"], "name --recipes"),
+        (["--only_table"], "holds no record of the suite"),
+    ],
+)
+def test_a_race_that_cannot_be_run_is_one_line_before_anything_is_trained(
+    tmp_path, capsys, monkeypatch, flags, message
+):
+    arguments = ["--suite=configs/suites/embedded.yaml", f"--out={tmp_path / 'out'}", *flags]
+    code, said = tiny.call(monkeypatch, capsys, "compare.py", *arguments)
+    assert code == 2 and message in said.err and len(said.err.strip().splitlines()) == 1
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_seconds_become_steps_by_the_speed_of_a_short_run_and_stages_share_them(tmp_path, monkeypatch):
+    entry = race.Entry("three_stage", "cpu", {})
+    assert entry.training == ["clip", "distill"]
+    one = race.Race(tmp_path / "s.yaml", race.budget("100steps"), tmp_path, tmp_path, "cpu", False, print)
+    assert one._steps(entry) == {"clip": 50, "distill": 50}
+    assert entry.keys({"clip": 50}) == {"stages.clip.total_steps": "50"}
+
+    def short(self, *arguments):
+        workdir = next(a for a in arguments if a.startswith("--workdir=")).partition("=")[2]
+        for stage, rate in (("clip", 640.0), ("distill", 64.0)):
+            rows = [{"step": i, "images_per_s": 1.0 if i < 3 else rate} for i in range(1, 10)]
+            folder = race.Path(workdir) / stage
+            folder.mkdir(parents=True)
+            (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+    monkeypatch.setattr(race.Race, "_command", short)
+    one = race.Race(tmp_path / "s.yaml", race.budget("60s"), tmp_path, tmp_path, "cpu", False, print)
+    assert one._steps(entry) == {"clip": 300, "distill": 30}
+
+
+@pytest.mark.slow
+def test_a_race_is_run_stopped_gone_on_with_and_told(tmp_path, corpus, monkeypatch, capsys):
+    suite = tmp_path / "small.yaml"
+    suite.write_text(f"tasks: [{{photos: {corpus}, split: val}}]\nmeasures: [zeroshot]\n", encoding="utf-8")
+    shared = [f"--config.{k}={v}" for k, v in (tiny.SMALL | {"data.path": str(corpus), "log_every": "1"}).items()]
+    names = f"{RECIPE}+objectives.distill=0.0,{RECIPE},{RECIPE}@teacher"
+    flags = [f"--suite={suite}", f"--out={tmp_path / 'race'}", f"--baseline={RECIPE}+objectives.distill=0.0"]
+    raced = [*flags, f"--recipes={names}", "--seeds=0,1", "--budget=6steps", *shared]
+    code, said = tiny.call(monkeypatch, capsys, "compare.py", *raced)
+    assert code == 0, said.err
+    files = sorted((tmp_path / "race" / "records").glob("*.json"))
+    assert len(files) == 6 and not list((tmp_path / "race" / "runs").glob("*"))
+    assert all(file.stat().st_size < 8_000 for file in files)
+    one = json.loads(files[0].read_text())
+    assert (one["steps"], one["images"]) == (6, 96) and one["accelerator_seconds"] > 0
+    made = {file: file.stat().st_mtime_ns for file in files}
+    files[0].unlink()
+    code, said = tiny.call(monkeypatch, capsys, "compare.py", *raced)
+    assert code == 0 and sum(file.stat().st_mtime_ns != at for file, at in made.items()) == 1
+    code, told = tiny.call(monkeypatch, capsys, "compare.py", *flags, "--only_table")
+    assert code == 0 and "| gain |" in told.out

@@ -1,0 +1,70 @@
+"""A race of recipes: trained at the same budget with several seeds, measured on the same tasks, compared in a table.
+
+  python tools/compare.py --suite=configs/suites/race.yaml --recipes=contrastive,joint,three_stage --seeds=0,1,2 \\
+      --budget=4000steps --setting=gpu --out=race/ --config.data.path=data/farm
+  python tools/compare.py --suite=configs/suites/race.yaml --out=race/ --only_table
+
+A recipe is a name in configs/race.py, or FILE.py[:VARIANT]; NAME+KEY=VALUE sets a key of it alone, NAME@teacher
+measures the moving average. --config.KEY=VALUE sets a key of all. --budget=900s gives each the steps that fit into so
+many seconds of this accelerator; a recipe of several stages divides its budget among them.
+
+Each finished run leaves a small record (--records, OUT/records without it). The command may be stopped and given
+again, on any machine that has the records. OUT gets table.md, plot.svg, curve.svg with --curve, and report.html.
+"""
+
+import argparse
+from pathlib import Path
+
+from agriclip_jax.errors import UserError, exit_on_user_error
+
+
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--suite", required=True, metavar="FILE.yaml", help="what every run is asked")
+    parser.add_argument("--recipes", default="", metavar="A,B,...", help="what is raced")
+    parser.add_argument("--seeds", default="0", metavar="0,1,2")
+    parser.add_argument("--budget", default="", metavar="4000steps|900s", help="what each run may use")
+    parser.add_argument("--setting", default="cpu", metavar="cpu|gpu", help="sizes of the recipes in configs/race.py")
+    parser.add_argument("--out", required=True, metavar="DIR", help="runs, table and plots")
+    parser.add_argument("--records", default="", metavar="DIR", help="one JSON for each finished run")
+    parser.add_argument("--baseline", default="contrastive", metavar="NAME", help="what the others are compared with")
+    parser.add_argument("--by", default="group", choices=("group", "domain"), help="which tasks make a mean together")
+    parser.add_argument("--curve", default="", metavar="KEY", help="a key along which recipes vary, or 'trained'")
+    parser.add_argument("--keep", action="store_true", help="keep the runs' folders")
+    parser.add_argument("--only_table", action="store_true", help="train nothing: the table of the records there are")
+    return parser.parse_known_args()
+
+
+def main() -> int:
+    arguments, rest = parse_arguments()
+    if not arguments.only_table and not (arguments.recipes and arguments.budget):
+        raise UserError("name --recipes=A,B,... and --budget=4000steps or 900s, or give --only_table")
+    from agriclip_jax import config as configs
+    from agriclip_jax import race
+    from agriclip_jax.comparison import standings
+
+    records = Path(arguments.records or Path(arguments.out) / "records")
+    names = list(filter(None, arguments.recipes.split(",")))
+    if not arguments.only_table:
+        shared = configs.overrides(rest)
+        entries = [race.Entry(name, arguments.setting, shared) for name in names]
+        run = race.Race(
+            Path(arguments.suite),
+            race.budget(arguments.budget),
+            Path(arguments.out),
+            records,
+            arguments.setting,
+            arguments.keep,
+            lambda line: print(line, flush=True),
+        )
+        run.all(entries, race.numbers("--seeds", arguments.seeds))
+    found = standings.read(records, suite=Path(arguments.suite).stem, setting=arguments.setting, names=names)
+    print(standings.write(found, Path(arguments.out), arguments.baseline, by=arguments.by, along=arguments.curve))
+    print(f"report: {Path(arguments.out) / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
