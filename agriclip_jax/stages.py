@@ -28,6 +28,7 @@ from agriclip_jax.files import read_record, write_whole
 from agriclip_jax.inference import Model
 from agriclip_jax.initial import Source
 from agriclip_jax.logs import Log
+from agriclip_jax.state import Learner
 from agriclip_jax.train import Every, fit
 from agriclip_jax.version import code_version
 
@@ -115,7 +116,8 @@ def train(
         say(f"continuing {workdir} from step {newest}: {describe(shapes.params, devices)}", flush=True)
 
     model = inference.Model(config, dict(learner.towers), state.params, tokenizer, devices, workdir, newest or 0)
-    validation = tasks.from_alive(alive, "val") if "val" in alive.splits else []
+    by_names = knows_texts(config, learner)
+    validation = tasks.from_alive(alive, "val") if by_names and "val" in alive.splits else []
 
     def validate(state: Any) -> tuple[float, dict[str, Any]]:
         return score(model.at(state.params, int(state.step)), validation)
@@ -140,7 +142,9 @@ def train(
         checkpoints.close()
         if not stopped:
             try:
-                finish(model.at(ended.state.params, step), alive, workdir, say, first)
+                asked = tasks.from_alive(alive, "test" if "test" in alive.splits else "train") if by_names else []
+                why = "no image has a label" if by_names else "no objective reads texts"
+                finish(model.at(ended.state.params, step), asked, why, workdir, say, first)
             except KeyboardInterrupt:
                 stopped = True
         if stopped:
@@ -307,15 +311,21 @@ def score(model: Model, tasks: Sequence[Task]) -> tuple[float, dict[str, Any]]:
     return sum(top1.values()) / max(len(top1), 1), top1
 
 
-def finish(model: Model, alive: Alive, workdir: Path, say: Any, first: bool) -> None:
-    """The zero-shot table of the test split, printed and written, and the report."""
-    results = zeroshot.evaluate(model, tasks.from_alive(alive, "test" if "test" in alive.splits else "train"))
+def knows_texts(config: ConfigDict, learner: Learner) -> bool:
+    """Whether the text tower is trained here or was before; else every score by names would be chance."""
+    learns = any(want.tower == "text" for objective in learner.objectives.values() for want in objective.wants)
+    return learns or bool(config.init.model or config.init.text)
+
+
+def finish(model: Model, asked: Sequence[Task], why: str, workdir: Path, say: Any, first: bool) -> None:
+    """The zero-shot table, printed and written, and the report; `why`, where nothing is `asked`."""
+    results = zeroshot.evaluate(model, asked)
     model = model.alone()
     if first:
         zeroshot.write(results, workdir / "zeroshot.json", model)
         if results:
             zeroshot.show(results)
         else:
-            say("no image has a label, so there is nothing to score by names")
+            say(f"{why}, so there is nothing to score by names; tools/probe.py says what the features are worth")
         say(f"report: {report.write_report(workdir, model, results)}")
     together("the report is written")
