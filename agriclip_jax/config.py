@@ -21,6 +21,7 @@ STAGES = ("train", "align")
 FITS = ("ridge", "sgd")
 NUMBER = (int, float)
 SCHEDULE = (int, float, tuple, list)
+CENTRINGS = ("centre", "sinkhorn")
 FREE = object()  # any keys below: the registry of objectives checks them
 
 _VIEW = {
@@ -96,6 +97,7 @@ SCHEMA: dict[str, Any] = {
     "embed_dim": int,
     "temperature": NUMBER,
     "logit_bias": bool,
+    "logit_bias_init": NUMBER,
     "dtype": str,
     "remat": str,
     "distill": {
@@ -105,8 +107,11 @@ SCHEMA: dict[str, Any] = {
         "student_temperature": NUMBER,
         "teacher_temperature": SCHEDULE,
         "centre_momentum": NUMBER,
+        "centring": str,
         "momentum": SCHEDULE,
     },
+    "ibot": {"shared_head": bool},
+    "gram": {"start": NUMBER, "every": NUMBER, "refreshes": int, "size": int},
     "optimizer": {
         "learning_rate": NUMBER,
         "warmup": NUMBER,
@@ -152,7 +157,14 @@ UNSAID: dict[str, Any] = {
     "text/mlp": 0,
     "text/norm_eps": 1e-6,
     "text/projection_bias": False,
-    "logit_bias": False,
+    "distill/centring": "centre",  # of the teacher's logits: by DINO's moving centre, or "sinkhorn" as in DINOv2
+    "ibot/shared_head": False,  # whether patches go through the head of distill
+    "gram/start": 0.5,  # of the run, where the teacher becomes the anchor; until then the objective is 0
+    "gram/every": 0.1,  # of the run, after which it becomes the anchor anew ...
+    "gram/refreshes": 3,  # ... so many times
+    "gram/size": 0,  # pixels to which the anchor's views are enlarged; 0: as they are
+    "logit_bias": False,  # added to every logit, as the objective siglip has it
+    "logit_bias_init": -10.0,  # where a fresh one starts
 }
 
 # Where and how a run goes, not what it computes: free to differ when a run is continued.
@@ -189,7 +201,7 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "init/aligner_variance image/mlp image/rotary_base "
         "text/mlp text/width text/depth text/heads text/layer_scale text/unroll "
         "optimizer/learning_rate optimizer/weight_decay optimizer/eps optimizer/clip_norm "
-        "views/global/jitter views/local/jitter",
+        "views/global/jitter views/local/jitter gram/refreshes gram/size",
     ),
     ("at most 2,147,483,647", lambda v: v < 1 << 31, "total_steps batch_size eval_every checkpoint/every"),
     ("at most 16,384", lambda v: v <= 16_384, "image_size"),
@@ -204,7 +216,7 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "from 0 to 1",
         lambda v: 0 <= v <= 1,
-        "distill/centre_momentum distill/momentum optimizer/end "
+        "distill/centre_momentum distill/momentum gram/start optimizer/end "
         "views/global/flip views/global/jitter_prob views/global/grayscale "
         "views/global/blur views/global/solarise views/local/flip views/local/jitter_prob views/local/grayscale "
         "views/local/blur views/local/solarise",
@@ -212,7 +224,7 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "above 0 and at most 1",
         lambda v: 0 < v <= 1,
-        "image/norm_eps image/std image/token_keep text/norm_eps views/global/scale views/local/scale",
+        "gram/every image/norm_eps image/std image/token_keep text/norm_eps views/global/scale views/local/scale",
     ),
     (
         "above 0",
@@ -393,6 +405,8 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
         if name not in node or not isinstance(node[name], ConfigDict):
             raise UserError(f"--config.{key}: unknown key{near_misses(key, _dotted(config))}")
         node = node[name]
+    if parents == ["objectives"] and leaf not in node:
+        assign(config, key, 0.0)  # a recipe need not name it; the registry of objectives knows which there are
     if leaf not in node or isinstance(node[leaf], ConfigDict):
         raise UserError(f"--config.{key}: unknown key{near_misses(key, _dotted(config))}")
     old = node[leaf]
@@ -434,7 +448,13 @@ def check(config: ConfigDict) -> None:
     for kind in flat["data/caption_kinds"] or ("",):
         if kind not in CAPTION_KINDS:
             raise UserError(f"config.data.caption_kinds: unknown {kind!r}{near_misses(str(kind), CAPTION_KINDS)}")
-    names = {"stage": STAGES, "align/fit": FITS, "image/resize": RESIZES, "image/filter": FILTERS}
+    names = {
+        "stage": STAGES,
+        "align/fit": FITS,
+        "image/resize": RESIZES,
+        "image/filter": FILTERS,
+        "distill/centring": CENTRINGS,
+    }
     for path, known in names.items():
         if flat[path] not in known:
             raise UserError(f"config.{path.replace('/', '.')}: unknown {flat[path]!r}; known: {', '.join(known)}")
@@ -450,11 +470,13 @@ def check(config: ConfigDict) -> None:
 def check_views(config: ConfigDict) -> None:
     """Raises `UserError` for an image or view that the image tower cannot cut into patches."""
     side, what = (32, "a ResNet's") if config.image.layers else (config.image.patch, "config.image.patch")
+    sizes = {"gram.size": config.gram.size}
     for view in ("global", "local"):
         options = config.views[view]
-        key = f"views.{view}.size" if options.size else "image_size"
-        size = options.size or config.image_size
-        if options.count and size % side:
+        if options.count:
+            sizes[f"views.{view}.size" if options.size else "image_size"] = options.size or config.image_size
+    for key, size in sizes.items():
+        if size % side:
             raise UserError(
                 f"config.{key}: {size} is not a multiple of {what} {side}; "
                 f"use {max(size // side, 1) * side}, or another patch"

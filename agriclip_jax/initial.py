@@ -28,6 +28,7 @@ ASSUMED = (
     *(f"{tower}.{name}" for tower in TOWERS for name in ("activation", "norm_eps", "heads")),
     *(f"image.{name}" for name in ("mean", "std", "resize", "crop_share", "filter")),
 )
+REPLACEABLE = ("projection", "mask")  # parts of a tower that may be made anew, or left behind
 RECIPES_OWN = ("drop_path", "token_keep", "unroll", "tokenizer")  # of a tower's keys; the others its source decides
 
 
@@ -151,7 +152,8 @@ def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[
         projected = not (both and not image.embed_dim)  # SigLIP's features are its embeddings
     elif image:
         embed_dim = image.features
-    decided: dict[str, Any] = {"embed_dim": embed_dim, "logit_bias": bool(both and "logit_bias" in both.scale())}
+    has_bias = config.logit_bias or bool(both and "logit_bias" in both.scale())
+    decided: dict[str, Any] = {"embed_dim": embed_dim, "logit_bias": has_bias}
     if both:
         decided["temperature"] = float(np.exp(-both.scale()["logit_scale"].astype(np.float64)))
     for tower, source in found.items():
@@ -276,7 +278,7 @@ def parameters(
                 if array.shape == wanted[path].shape:
                     place(path, array, source)
     unfit = [*fresh(found, shapes, given), *sorted(seen.keys() - wanted)]
-    if unfit := [path for path in unfit if path.split("/")[1] != "projection"]:
+    if unfit := [path for path in unfit if path.split("/")[1] not in REPLACEABLE]:
         path, here = unfit[0], wanted.get(unfit[0])
         raise UserError(
             f"{found[path.split('/')[0]].path}: {len(unfit)} parameters do not fit, first {path} "

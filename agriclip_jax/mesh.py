@@ -25,8 +25,8 @@ PARAMETERS = (
     Rule(r".*/blocks/mlp/down/kernel", ("tensor", "fsdp"), optional=True),
     Rule(r"(image/patch|.*/projection)/kernel", ("fsdp", None), optional=True),
     Rule(r"text/tokens", ("tensor", "fsdp"), optional=True),
-    Rule(r"dino_head/layer\d/kernel", ("fsdp", "tensor"), optional=True),
-    Rule(r"dino_head/prototypes", (("fsdp", "tensor"), None), optional=True),
+    Rule(r"(dino|ibot)_head/layer\d/kernel", ("fsdp", "tensor"), optional=True),
+    Rule(r"(dino|ibot)_head/prototypes", (("fsdp", "tensor"), None), optional=True),
 )
 
 

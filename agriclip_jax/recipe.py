@@ -56,6 +56,7 @@ def _vit(config: ConfigDict) -> vit.ViTConfig:
         patch_bias=options.patch_bias,
         rotary_base=options.rotary_base,
         antialias=options.antialias,
+        mask_token=objectives.is_chosen(config, "ibot"),
         **_of_any_image_tower(config),
     )
 
@@ -155,6 +156,7 @@ def batches(
         needs=needs,
         features=known,
         caption_kinds=config.data.caption_kinds,
+        patch=config.image.patch,
         batch_size=config.batch_size,
         seed=config.seed,
         threads=config.data.threads or cores(),
@@ -190,7 +192,7 @@ def learner(config: ConfigDict, tokenizer: Tokenizer) -> tuple[Learner, Callable
 
     def fresh(key: jax.Array) -> dict[str, Any]:
         params = init_params(both, chosen, encoders.logit_scale(config.temperature), key)
-        return params | ({"logit_bias": jnp.float32(0)} if config.logit_bias else {})
+        return params | ({"logit_bias": jnp.float32(config.logit_bias_init)} if config.logit_bias else {})
 
     total = config.total_steps
     result = Learner(

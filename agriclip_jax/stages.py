@@ -30,6 +30,7 @@ from agriclip_jax.files import read_record, write_json, write_whole
 from agriclip_jax.inference import Model
 from agriclip_jax.initial import Source
 from agriclip_jax.logs import Log
+from agriclip_jax.state import Learner
 from agriclip_jax.train import Every, fit
 from agriclip_jax.version import code_version
 
@@ -130,7 +131,8 @@ def train(
         checkpoints = Checkpoints(folder, latest=config.checkpoint.keep)
 
     model = inference.Model(config, dict(learner.towers), state.params, tokenizer, devices, workdir, start)
-    validation = tasks.from_alive(alive, "val") if "val" in alive.splits else []
+    by_names = knows_texts(config, learner)
+    validation = tasks.from_alive(alive, "val") if by_names and "val" in alive.splits else []
 
     def validate(state: Any) -> tuple[float, dict[str, Any]]:
         return score(model.at(state.params, int(state.step)), validation)
@@ -155,7 +157,7 @@ def train(
         checkpoints.close()
         if not stopped:
             try:
-                finish(model.at(ended.state.params, step), alive, workdir, say, first)
+                finish(model.at(ended.state.params, step), alive if by_names else None, workdir, say, first)
             except KeyboardInterrupt:
                 stopped = True
         if stopped:
@@ -417,15 +419,23 @@ def score(model: Model, tasks: Sequence[Task]) -> tuple[float, dict[str, Any]]:
     return sum(top1.values()) / max(len(top1), 1), top1
 
 
-def finish(model: Model, alive: Alive, workdir: Path, say: Any, first: bool) -> None:
-    """The zero-shot table of the test split, printed and written, and the report."""
-    results = zeroshot.evaluate(model, tasks.from_alive(alive, "test" if "test" in alive.splits else "train"))
+def knows_texts(config: ConfigDict, learner: Learner) -> bool:
+    """Whether the text tower is trained here or was before; else every score by names would be chance."""
+    learns = any(want.tower == "text" for objective in learner.objectives.values() for want in objective.wants)
+    return learns or bool(config.init.model or config.init.text)
+
+
+def finish(model: Model, alive: Alive | None, workdir: Path, say: Any, first: bool) -> None:
+    """The zero-shot table of the test split, printed and written, and the report; without `alive`, no table."""
+    asked = tasks.from_alive(alive, "test" if "test" in alive.splits else "train") if alive else []
+    results = zeroshot.evaluate(model, asked)
     model = model.alone()
     if first:
         zeroshot.write(results, workdir / "zeroshot.json", model)
         if results:
             zeroshot.show(results)
         else:
-            say("no image has a label, so there is nothing to score by names")
+            why = "no image has a label" if alive else "no objective reads texts"
+            say(f"{why}, so there is nothing to score by names; tools/probe.py says what the features are worth")
         say(f"report: {report.write_report(workdir, model, results)}")
     mesh.together("the report is written")

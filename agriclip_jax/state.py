@@ -166,7 +166,8 @@ def feature(
     if (known := batch.get(f"{FEATURES}/{want.view}")) is not None:
         return ImageFeatures(known, patches=None)
     images = batch[f"image/{want.view}"]
-    views = towers["image"](tree, images.reshape(-1, *images.shape[2:]), key=key)
+    mask = {"mask": batch["mask"].reshape(-1, batch["mask"].shape[-1])} if want.masked else {}
+    views = towers["image"](tree, images.reshape(-1, *images.shape[2:]), key=key, **mask)
     return jax.tree.map(lambda x: x.reshape(*images.shape[:2], *x.shape[1:]), views)
 
 
@@ -184,4 +185,5 @@ def batch_fields(objectives: Mapping[str, Objective]) -> frozenset[str]:
     """The batch fields that the objectives read, directly or through the features they want."""
     fields = frozenset().union(*(o.needs for o in objectives.values()))
     wants: list[Want] = [want for o in objectives.values() for want in o.wants]
+    fields |= {"mask"} if any(want.masked for want in wants) else frozenset()
     return fields | {f"image/{w.view}" if w.tower == "image" else "tokens" for w in wants}

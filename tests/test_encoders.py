@@ -60,6 +60,29 @@ def test_token_dropping_keeps_the_share_it_says_and_varies_by_image():
     assert not np.allclose(features.pooled[0], features.pooled[1])
 
 
+@pytest.mark.parametrize("rotary_base", [0, 100])
+def test_a_hidden_patch_is_the_mask_token_at_its_place_and_tells_nothing_of_its_pixels(rotary_base):
+    network, params = tower(mask_token=True, rotary_base=rotary_base)
+    params |= {"mask": jax.random.normal(jax.random.key(1), (1, 32))}
+    images, mask = pixels(), np.zeros((2, 16), bool)
+    mask[0, [1, 6]] = True
+    other = images.copy()
+    other[0, :8, 8:16] = 255 - other[0, :8, 8:16]  # patch 1
+    see = lambda images, params=params: network(params, images, mask=mask)  # noqa: E731
+    jax.tree.map(np.testing.assert_array_equal, see(images), see(other))
+    assert not np.allclose(see(images).patches[0, 1], see(images).patches[0, 6], atol=1e-3)
+    whole = network(params, images)
+    assert not np.allclose(see(images).pooled[0], whole.pooled[0], atol=1e-3)
+    np.testing.assert_allclose(see(images).pooled[1], whole.pooled[1], atol=1e-5)
+    assert not np.allclose(see(images).pooled[0], see(images, params | {"mask": -params["mask"]}).pooled[0], atol=1e-3)
+
+
+def test_a_mask_token_is_a_parameter_only_where_it_is_asked_for_and_changes_no_other():
+    plain, masked = tower()[1], tower(mask_token=True)[1]
+    assert "mask" not in plain and masked["mask"].shape == (1, 32)
+    jax.tree.map(np.testing.assert_array_equal, plain, {k: v for k, v in masked.items() if k != "mask"})
+
+
 def test_drop_path_never_drops_the_first_block_and_keeps_the_expectation():
     config = blocks(depth=2, drop_path=0.5)
     stack = layers.stack(config, nnx.Rngs(0))

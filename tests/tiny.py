@@ -12,6 +12,7 @@ import pytest
 
 from agriclip_jax import config as configs
 from agriclip_jax import recipe
+from agriclip_jax.data import masks
 
 RECIPE = "configs/alive.py"
 TOOLS = Path(__file__).parent.parent / "tools"
@@ -57,7 +58,7 @@ def learner(config):
 
 
 def batch(size=16, seed=0, classes=6):
-    """Rows of every field that the two objectives read."""
+    """Rows of every field that objectives read."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, 299, (size, 12)).astype(np.int32)
     tokens[:, 7:] = 299
@@ -68,6 +69,7 @@ def batch(size=16, seed=0, classes=6):
         "tokens": tokens,
         "caption_id": np.stack([np.arange(size, dtype=np.uint32)] * 2, 1),
         "class_id": np.stack([labels, labels + 9], 1),
+        "mask": np.stack([masks.draw(rng, 2, 2) for _ in range(size)]),
     }
 
 

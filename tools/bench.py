@@ -128,6 +128,8 @@ def random_rows(config, views, needs, tokenizer) -> dict:
     """One batch of the needed fields with random content."""
     import numpy as np
 
+    from agriclip_jax.data import masks
+
     rng, rows = np.random.default_rng(0), {}
     for name, spec in views.items():
         shape = (config.batch_size, spec.count, spec.size, spec.size, 3)
@@ -135,6 +137,9 @@ def random_rows(config, views, needs, tokenizer) -> dict:
     rows["tokens"] = tokenizer.encode(["a photo of a leaf"] * config.batch_size, config.text.context_length)
     for name in ("caption_id", "class_id"):
         rows[name] = rng.integers(0, 2**31, (config.batch_size, 2)).astype(np.uint32)
+    if "mask" in needs:
+        count, grid = views["global"].count, views["global"].size // config.image.patch
+        rows["mask"] = np.stack([masks.draw(rng, count, grid) for _ in range(config.batch_size)])
     return {name: value for name, value in rows.items() if name in needs}
 
 

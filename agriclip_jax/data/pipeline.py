@@ -11,6 +11,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from agriclip_jax.data import masks
 from agriclip_jax.data.captions import class_identity, normalise_caption
 from agriclip_jax.data.feature_store import FeatureStore
 from agriclip_jax.data.parallel import end_with_parent
@@ -69,6 +70,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     threads: int,
+    patch: int = 0,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -88,14 +90,16 @@ def train_batches(
       views: by name ("global", "local"); a view draws the same crops whichever views follow it.
       needs: the fields to make, of: "image/<view>" uint8 [b, count, size, size, 3]; "tokens" int32 [b, context_length]
         of a caption drawn from the example's; "caption_id" uint32 [b, 2], the 64-bit hash of that caption, normalised;
-        "class_id" uint32 [b, 2], that of what the class is across datasets; "features/global" float32
-        [b, 1, width] of `features`. The others cost nothing.
+        "class_id" uint32 [b, 2], that of what the class is across datasets; "features/global" float32 [b, 1, width] of
+        `features`; "mask" bool [b, count, patches], which patches of the global views are hidden (`masks.draw`), drawn
+        after all else. The others cost nothing.
       features: of each example of the split, by its place.
       caption_kinds: of which captions are drawn: a kind first, each that the example has as often as the others, then
         one of its captions; an example with none of them may draw any of its captions.
       batch_size: rows over all processes.
       seed: decides order, captions and views; 0 to 2**32 - 1.
       threads: that make batches ahead, each a whole one; 0 makes each when it is asked for.
+      patch: side of the patches that masks hide, in pixels; 0: nothing is masked.
       workers: processes that do so instead, for threads wait for Python's lock; they take seconds to start. 0: none.
       process_index: which process this is.
       process_count: of how many.
@@ -109,7 +113,7 @@ def train_batches(
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed} is not between 0 and 2**32 - 1")
     source = alive.source(split)
-    make_row = _Rows(source, tokenizer, context_length, views, needs, caption_kinds, features)
+    make_row = _Rows(source, tokenizer, context_length, views, needs, caption_kinds, features, patch)
     # Grain gets the indices and not the source: it would walk every field of every example for its statistics.
     rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(make_row)
     rows = _ProcessMajor(rows, batch_size, process_count)
@@ -173,14 +177,17 @@ class _Rows:
         needs: frozenset[str],
         caption_kinds: Sequence[str],
         features: FeatureStore | None,
+        patch: int,
     ):
         possible = {_IMAGE + name for name in views} | {"tokens", "caption_id", "class_id"}
         possible |= {FEATURES} if features is not None else set()
+        possible |= {"mask"} if patch and "global" in views else set()
         for field in sorted(needs - possible):
             raise UserError(f"an objective needs {field}, which the pipeline cannot make{near_misses(field, possible)}")
         self.source, self.tokenizer, self.context_length, self.needs = source, tokenizer, context_length, needs
         self.caption_kinds, self.features = caption_kinds, features
         self.views = {_IMAGE + name: spec for name, spec in views.items() if _IMAGE + name in needs}
+        self.masks = (views["global"].count, views["global"].size // patch) if "mask" in needs else None
         self.side = max((spec.source_side for spec in self.views.values()), default=0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -209,6 +216,8 @@ class _Rows:
             # An image without a label is a class of its own.
             name = example["class_name"]
             row["class_id"] = _class_id(name, example["dataset"]) if name else _hash(example["source"])
+        if self.masks:  # the last to draw, so that whatever else is drawn is the same with masks and without
+            row["mask"] = masks.draw(rng, *self.masks)
         return row
 
 

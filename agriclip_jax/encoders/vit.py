@@ -55,6 +55,7 @@ class ViTConfig:
       rotary_base: base of the wavelengths of rotary position embeddings (DINOv3: 100), which then stand in for the
         learned ones; 0 leaves them out.
       antialias: how learned positions are interpolated to another grid; see `interpolate_positions`.
+      mask_token: whether there is a learned token that takes the place of hidden patches (iBOT, arXiv 2111.07832).
       mean, std: of each colour channel, in [0, 1], taken off before the first layer.
     """
 
@@ -70,6 +71,7 @@ class ViTConfig:
     patch_bias: bool = True
     rotary_base: float = 0.0
     antialias: bool = True
+    mask_token: bool = False
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -103,6 +105,8 @@ class ViT(nnx.Module):
             self.cls = nnx.Param(normal(rngs.params(), (1, width)))
         if config.registers:
             self.registers = nnx.Param(normal(rngs.params(), (config.registers, width)))
+        if config.mask_token:
+            self.mask = nnx.Param(jnp.zeros((1, width)))
         if config.pre_norm:
             self.norm_pre = layers.layer_norm(config.blocks, rngs)
         self.blocks = layers.stack(config.blocks, rngs)
@@ -112,16 +116,20 @@ class ViT(nnx.Module):
         if config.embed_dim:
             self.projection = layers.linear(width, config.embed_dim, config.blocks, rngs, bias=config.projection_bias)
 
-    def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> ImageFeatures:
+    def __call__(
+        self, images: jax.Array, *, key: jax.Array | None = None, mask: jax.Array | None = None
+    ) -> ImageFeatures:
         """Features of images.
 
         Args:
           images: uint8 [batch, height, width, 3]; sides divisible by the patch, any grid (learned positions are
             interpolated).
           key: randomness of token dropping and stochastic depth; `None` turns both off.
+          mask: bool [batch, patches], the patches that the mask token stands in for, before positions are added;
+            `None` hides none.
         """
         drop_key, path_key = jax.random.split(key) if key is not None else (None, None)
-        x, rotation = self._tokens(images, drop_key)
+        x, rotation = self._tokens(images, drop_key, mask)
         x = self.norm(layers.run(self.blocks, x, self.config.blocks, rotation=rotation, key=path_key))
         return self._pool(x)
 
@@ -193,8 +201,10 @@ class ViT(nnx.Module):
     def _extra(self) -> int:
         return (self.config.pool == "cls") + self.config.registers
 
-    def _tokens(self, images: jax.Array, key: jax.Array | None) -> tuple[jax.Array, layers.Rotation | None]:
-        """Class, register and patch tokens [batch, tokens, width], some patches dropped, and where they are.
+    def _tokens(
+        self, images: jax.Array, key: jax.Array | None, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, layers.Rotation | None]:
+        """Class, register and patch tokens [batch, tokens, width], some patches hidden or dropped, and where they are.
 
         Learned positions are added; rotary ones are the second result, for `layers.run`.
         """
@@ -204,6 +214,8 @@ class ViT(nnx.Module):
         x = (images.astype(jnp.float32) / 255.0 - jnp.array(config.mean)) / jnp.array(config.std)
         x = x.reshape(batch, rows, patch, columns, patch, 3).swapaxes(2, 3).reshape(batch, rows * columns, -1)
         x = self.patch(x)
+        if mask is not None:
+            x = jnp.where(mask[..., None], self.mask[...].astype(x.dtype), x)
         rotary, angles = config.rotary_base, None
         if rotary:
             angles = axial_angles(rows, columns, config.blocks.width // config.blocks.heads, rotary)

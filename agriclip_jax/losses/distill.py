@@ -40,9 +40,19 @@ def dino(student: jax.Array, targets: jax.Array, *, temperature: float) -> jax.A
     return jnp.sum(cross * other) / jnp.sum(other)
 
 
-def update_centre(centre: jax.Array, teacher: jax.Array, momentum: float) -> jax.Array:
-    """`c <- m c + (1 - m) mean(teacher logits)` over the global batch and all views (arXiv 2104.14294, equation 4)."""
-    return momentum * centre + (1.0 - momentum) * jnp.mean(teacher, axis=(0, 1))
+def update_centre(centre: jax.Array, teacher: jax.Array, momentum: float, where: jax.Array | None = None) -> jax.Array:
+    """`c <- m c + (1 - m) mean(teacher logits)` over the global batch and all views (arXiv 2104.14294, equation 4).
+
+    Args:
+      centre: float32 [prototypes], c.
+      teacher: float32 [batch, views or patches, prototypes], logits.
+      momentum: m.
+      where: bool [batch, views or patches], the predictions that count (all by default); if none does, c stays.
+    """
+    if where is None:
+        return momentum * centre + (1.0 - momentum) * jnp.mean(teacher, axis=(0, 1))
+    mean = jnp.sum(teacher, axis=(0, 1), where=where[..., None]) / jnp.maximum(jnp.sum(where), 1)
+    return jnp.where(jnp.any(where), momentum * centre + (1.0 - momentum) * mean, centre)
 
 
 def sinkhorn_targets(

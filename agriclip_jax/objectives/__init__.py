@@ -7,14 +7,19 @@ from ml_collections import ConfigDict
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError, near_misses
-from agriclip_jax.objectives import contrastive, distill
-from agriclip_jax.objectives.base import Objective, Parameters, Want
+from agriclip_jax.objectives import contrastive, distill, gram, ibot, koleo, siglip, start
+from agriclip_jax.objectives.base import Objective, Parameters, Want, is_chosen
 
-__all__ = ["OBJECTIVES", "Objective", "Parameters", "Want", "build"]
+__all__ = ["OBJECTIVES", "Objective", "Parameters", "Want", "build", "is_chosen"]
 
 OBJECTIVES: dict[str, Callable[[ConfigDict, Mapping[str, Network], Tokenizer], Objective]] = {
     "contrastive": contrastive.build,
     "distill": distill.build,
+    "gram": gram.build,
+    "ibot": ibot.build,
+    "koleo": koleo.build,
+    "l2_to_start": start.build,
+    "siglip": siglip.build,
 }
 
 
@@ -22,7 +27,7 @@ def build(config: ConfigDict, towers: Mapping[str, Network], tokenizer: Tokenize
     """The objectives with a weight other than 0 in `config.objectives`, by name.
 
     Raises:
-      UserError: for a name that no objective has, or when every weight is 0.
+      UserError: for a name that no objective has, when every weight is 0, or when none looks at photos.
     """
     chosen = {}
     for name, weight in config.objectives.items():
@@ -30,8 +35,10 @@ def build(config: ConfigDict, towers: Mapping[str, Network], tokenizer: Tokenize
             raise UserError(f"config.objectives: unknown objective {name!r}{near_misses(name, OBJECTIVES)}")
         if isinstance(weight, int | float) and weight < 0:
             raise UserError(f"config.objectives.{name}: {weight} is not at least 0")
-        if weight != 0:
+        if is_chosen(config, name):
             chosen[name] = OBJECTIVES[name](config, towers, tokenizer)
     if not chosen:
         raise UserError("config.objectives: every weight is 0; give at least one objective a weight")
+    if not any(objective.wants for objective in chosen.values()):
+        raise UserError(f"config.objectives: {', '.join(chosen)} looks at no photo; give another one a weight too")
     return chosen

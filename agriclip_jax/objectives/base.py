@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+from ml_collections import ConfigDict
 
 from agriclip_jax.encoders import Network
 
@@ -15,11 +16,26 @@ class Want(NamedTuple):
       who: "student" or "teacher".
       tower: "image" or "text".
       view: the view for images ("global", "local"); "" for texts.
+      masked: whether the patches of the batch's "mask" (bool [batch, views, patches]) are hidden from it.
     """
 
     who: str
     tower: str
     view: str = ""
+    masked: bool = False
+
+
+def is_chosen(config: ConfigDict, name: str) -> bool:
+    """Whether the objective `name` has a weight other than 0."""
+    return config.objectives.get(name, 0) != 0
+
+
+def student_globals(config: ConfigDict) -> Want:
+    """The global views as the student sees them in self-distillation: masked where `ibot` is chosen, as in DINOv2.
+
+    So all of it shares one forward pass.
+    """
+    return Want("student", "image", "global", masked=is_chosen(config, "ibot"))
 
 
 class Parameters(NamedTuple):

@@ -5,6 +5,7 @@ their towers, the preprocessing and the tokenizer, and a README.md that says how
 hold is refused by the part's name, with the format that can.
 """
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,13 +45,16 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, model: Any) -> "Parts":
-        """Those of an `inference.Model`, on the host."""
+        """Those of an `inference.Model`, on the host; without the mask token, which only training needs."""
         params = {
             tower: {path: np.asarray(leaf) for path, leaf in rules.flatten(model.params[tower]).items()}
             for tower in ("image", "text")
         }
         scale = {name: np.asarray(model.params[name]) for name in ("logit_scale", "logit_bias") if name in model.params}
-        return cls(model.towers["image"].config, model.towers["text"].config, params, scale)
+        image = model.towers["image"].config
+        if params["image"].pop("mask", None) is not None:
+            image = dataclasses.replace(image, mask_token=False)
+        return cls(image, model.towers["text"].config, params, scale)
 
     def arrays(self, image: Iterable[Row], text: Iterable[Row], scale: Iterable[Row]) -> Iterator:
         """Their names and arrays by tables of rows, one layer in memory at a time."""
