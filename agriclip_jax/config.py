@@ -58,7 +58,17 @@ SCHEMA: dict[str, Any] = {
     "eval_every": int,
     "log_every": int,
     "checkpoint": {"every": int, "keep": int},
-    "data": {"path": str, "caption_kinds": (tuple, list), "threads": int, "workers": int},
+    "data": {
+        "path": str,
+        "caption_kinds": (tuple, list),
+        "threads": int,
+        "workers": int,
+        "domains": (tuple, list),
+        "label_ratio": NUMBER,
+        "label_seed": int,
+        "unpaired_batch": int,
+        "replay": {"path": str, "domains": (tuple, list), "share": NUMBER},
+    },
     "objectives": FREE,
     "views": {"global": _VIEW, "local": _VIEW},
     "init": {"model": str, "image": str, "text": str, "aligner": str, "aligner_variance": NUMBER},
@@ -97,6 +107,16 @@ SCHEMA: dict[str, Any] = {
         "centre_momentum": NUMBER,
         "momentum": SCHEDULE,
     },
+    "sclip": {
+        "assignment": str,
+        "compare": str,
+        "caption_weight": NUMBER,
+        "keyword_weight": NUMBER,
+        "detached": bool,
+        "linear": bool,
+        "keywords": str,
+        "phrases": (tuple, list),
+    },
     "optimizer": {
         "learning_rate": NUMBER,
         "warmup": NUMBER,
@@ -113,9 +133,16 @@ SCHEMA: dict[str, Any] = {
     },
 }
 
-# What a recipe may leave out: it is for weights of others, which set most of it. 0 and () keep the size's own.
+# What a recipe may leave out: what weights of others set, where 0 and () keep the size's own, and what few recipes use.
 UNSAID: dict[str, Any] = {
     "stages": (),  # names of the runs, one after the other, that the recipe is made of
+    "data/domains": (),  # of the training examples: "crop", "weed", ...; () for all
+    "data/label_ratio": 1.0,  # share of them whose captions are used; the others are unpaired
+    "data/label_seed": 0,  # decides which
+    "data/unpaired_batch": 0,  # rows of unpaired examples beside the batch_size paired ones
+    "data/replay/path": "",  # another ALive folder, mixed in against forgetting; "": what data.domains leaves out
+    "data/replay/domains": (),
+    "data/replay/share": 0.0,  # of the rows with captions
     "init/model": "",  # a file, a folder or hf:owner/name that both towers start from
     "init/image": "",  # likewise one tower
     "init/text": "",
@@ -139,6 +166,14 @@ UNSAID: dict[str, Any] = {
     "text/norm_eps": 1e-6,
     "text/projection_bias": False,
     "logit_bias": False,
+    "sclip/assignment": "ot",  # or "soft", "hard": how unpaired images get captions
+    "sclip/compare": "images",  # or "texts": what they are compared with
+    "sclip/caption_weight": 1.0,
+    "sclip/keyword_weight": 1.0,
+    "sclip/detached": True,
+    "sclip/linear": False,
+    "sclip/keywords": "classes",  # or "yake:N", "file:PATH"
+    "sclip/phrases": (),  # what `keywords` was found to be: the run sets it and keeps it
 }
 
 # Where and how a run goes, not what it computes: free to differ when a run is continued.
@@ -149,6 +184,7 @@ WHERE = (
     "checkpoint/every",
     "checkpoint/keep",
     "data/path",
+    "data/replay/path",
     "data/threads",
     "data/workers",
     "remat",
@@ -170,22 +206,27 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "at least 0",
         lambda v: v >= 0,
-        "seed eval_every checkpoint/every data/threads data/workers views/global/size views/local/count "
+        "seed eval_every checkpoint/every data/threads data/workers data/label_seed data/unpaired_batch "
+        "sclip/caption_weight sclip/keyword_weight views/global/size views/local/count "
         "views/local/size image/width image/depth image/heads image/registers image/layer_scale image/unroll "
         "init/aligner_variance image/mlp image/rotary_base "
         "text/mlp text/width text/depth text/heads text/layer_scale text/unroll "
         "optimizer/learning_rate optimizer/weight_decay optimizer/eps optimizer/clip_norm "
         "views/global/jitter views/local/jitter",
     ),
-    ("at most 2,147,483,647", lambda v: v < 1 << 31, "total_steps batch_size eval_every checkpoint/every"),
+    (
+        "at most 2,147,483,647",
+        lambda v: v < 1 << 31,
+        "total_steps batch_size data/unpaired_batch eval_every checkpoint/every",
+    ),
     ("at most 16,384", lambda v: v <= 16_384, "image_size"),
     ("from 0.25 to 1", lambda v: 0.25 <= v <= 1, "image/crop_share"),
-    ("at most 4,294,967,295", lambda v: v < 1 << 32, "seed"),
+    ("at most 4,294,967,295", lambda v: v < 1 << 32, "seed data/label_seed"),
     ("at least 2, a start and an end", lambda v: v >= 2, "text/context_length"),
     (
         "at least 0 and below 1",
         lambda v: 0 <= v < 1,
-        "image/drop_path text/drop_path optimizer/b1 optimizer/b2 optimizer/warmup",
+        "image/drop_path text/drop_path optimizer/b1 optimizer/b2 optimizer/warmup data/replay/share",
     ),
     (
         "from 0 to 1",
@@ -198,7 +239,7 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "above 0 and at most 1",
         lambda v: 0 < v <= 1,
-        "image/norm_eps image/std image/token_keep text/norm_eps views/global/scale views/local/scale",
+        "image/norm_eps image/std image/token_keep text/norm_eps views/global/scale views/local/scale data/label_ratio",
     ),
     (
         "above 0",
@@ -326,10 +367,12 @@ def complete(config: ConfigDict) -> None:
     """Adds the keys of `UNSAID` that a recipe, or the record of a run from before they existed, leaves out."""
     with config.unlocked():
         for path, value in UNSAID.items():
-            group, _, name = path.rpartition("/")
-            if group and group not in config:
-                config[group] = ConfigDict(type_safe=False)
-            node = config[group] if group else config
+            *groups, name = path.split("/")
+            node = config
+            for group in groups:
+                if isinstance(node, ConfigDict) and group not in node:
+                    node[group] = ConfigDict(type_safe=False)
+                node = node[group] if isinstance(node, ConfigDict) else None
             if isinstance(node, ConfigDict) and name not in node:  # what else it may be, `check` tells
                 node[name] = value
 
@@ -430,6 +473,8 @@ def check(config: ConfigDict) -> None:
             f"config.data.path: there is no folder {flat['data/path']}; make one with tools/build_alive.py, "
             "or leave it empty for the embedded corpus"
         )
+    if flat["data/replay/path"] and not Path(flat["data/replay/path"]).is_dir():
+        raise UserError(f"config.data.replay.path: there is no folder {flat['data/replay/path']}")
 
 
 def check_views(config: ConfigDict) -> None:

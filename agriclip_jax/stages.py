@@ -20,6 +20,7 @@ from agriclip_jax import inference, initial, mesh, recipe, report
 from agriclip_jax.checkpoint import Checkpoints, abstract_state
 from agriclip_jax.data import corpus, pipeline, tokenizers
 from agriclip_jax.data.records import Alive
+from agriclip_jax.data.selection import Selection
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import tasks, zeroshot
@@ -70,9 +71,11 @@ def train(
     say = print if first else lambda *_, **__: None
     devices = mesh.make(config.mesh)
     sharding = mesh.batch_sharding(devices, config.batch_size)
+    mesh.batch_sharding(devices, config.data.unpaired_batch, "data.unpaired_batch")
     if not config.data.path:
         say("data: the embedded corpus (drawn by the project; config.data.path names another ALive folder)", flush=True)
     alive = Alive.open(config.data.path or corpus.ensure())
+    general = recipe.replayed(config, alive)
     sources = {}
     if is_run(workdir):
         initial.recall(config, configs.read(workdir), explicit)
@@ -80,14 +83,18 @@ def train(
         sources = initial.sources(config)
         for note in initial.adopt(config, sources, explicit) if sources else ():
             say(note)
-    if is_finished(workdir, config, alive, extend=extend, say=say):
+    classes, data = what_was_seen(alive, general)
+    if is_finished(workdir, config, data, extend=extend, say=say):
         return True
-    tokenizer = run_tokenizer(workdir, config, sources, alive, say)
+    chosen = recipe.select(config, alive, general)
+    for note in recipe.settle_keywords(config, alive, chosen):
+        say(note)
+    tokenizer = run_tokenizer(workdir, config, sources, chosen, say)
     learner, init = recipe.learner(config, tokenizer)
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, key)
     shardings = mesh.state_sharding(devices, shapes)
-    batches = recipe.batches(config, alive, tokenizer, learner)
+    batches = recipe.batches(config, chosen, tokenizer, learner)
     imported = initial.parameters(sources, shapes.params, shardings.params)
     if fresh := initial.fresh(sources, shapes.params, imported):
         say(f"fresh: {', '.join(fresh)}")
@@ -95,7 +102,7 @@ def train(
     together("everyone has read the workdir")
     if first:
         held.enter_context(claimed(workdir))
-        prepare_workdir(workdir, config, tokenizer, *what_was_seen(alive))
+        prepare_workdir(workdir, config, tokenizer, classes, data)
     together("the workdir is written")
     checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
     newest = checkpoints.latest()
@@ -134,6 +141,7 @@ def train(
                 checkpoints=checkpoints,
                 log=log,
                 workdir=workdir,
+                images=config.batch_size + config.data.unpaired_batch,
                 evaluate=validate if validation else None,
             )
         step, stopped = int(ended.state.step), ended.stopped
@@ -188,8 +196,14 @@ def is_run(workdir: Path) -> bool:
     return (workdir / IDENTITY[-1]).is_file()
 
 
-def is_finished(workdir: Path, config: ConfigDict, alive: Alive, *, extend: bool, say: Any) -> bool:
+def is_finished(workdir: Path, config: ConfigDict, data: Mapping[str, Any], *, extend: bool, say: Any) -> bool:
     """Whether `workdir` holds this very run, finished; false when it is new or may continue.
+
+    Args:
+      workdir: of the run.
+      config: that it should have.
+      data: that it should have seen, as of `what_was_seen`.
+      extend, say: as of `run` and `print`.
 
     Raises:
       UserError: when it is another run: the keys that differ are named.
@@ -200,11 +214,13 @@ def is_finished(workdir: Path, config: ConfigDict, alive: Alive, *, extend: bool
         if workdir.is_dir() and any(p.name.removesuffix(".partial") not in IDENTITY for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and is no run; give another --workdir")
         return False
-    old, data = configs.read(workdir), read_record(workdir / "data.json", "fingerprint")
+    old, seen = configs.read(workdir), read_record(workdir / "data.json", "fingerprint")
     before, now = old.total_steps, config.total_steps
     differing = configs.differences(old.to_dict() | {"total_steps": now}, config.to_dict())
-    if data["fingerprint"] != alive.fingerprint:
+    if seen["fingerprint"] != data["fingerprint"]:
         differing.append("the content of data.path")
+    if seen.get("replay") != data.get("replay"):
+        differing.append("the content of data.replay.path")
     if differing:
         raise UserError(
             f"{workdir} holds another run: {'; '.join(differing)}; set them back, or give another --workdir"
@@ -255,25 +271,27 @@ def prepare_workdir(
         raise UserError(f"cannot write to {workdir} ({error.strerror}); give another --workdir") from None
 
 
-def what_was_seen(alive: Alive) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """The classes and the data of a run, as its workdir keeps them."""
+def what_was_seen(alive: Alive, general: Alive | None = None) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """The classes and the data of a run, as its workdir keeps them; `general` is what it replays."""
     classes = [
         {"dataset": slug, "domain": record.domain, "class_key": key, "class_name": name}
         for slug, record in alive.datasets.items()
         for key, name in record.classes.items()
     ]
-    return classes, {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}
+    data = {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}
+    return classes, data | ({"replay": general.fingerprint} if general else {})
 
 
 def run_tokenizer(
-    workdir: Path, config: ConfigDict, sources: Mapping[str, Source], alive: Alive, say: Any
+    workdir: Path, config: ConfigDict, sources: Mapping[str, Source], chosen: Selection, say: Any
 ) -> Tokenizer:
     """The tokenizer that the run keeps; at first the file it names, its source's, or a BPE of its captions."""
     if is_run(workdir):
         return tokenizers.Tokenizer.load(workdir / "tokenizer.json")
     if config.text.tokenizer and not Path(config.text.tokenizer).exists():
         raise UserError(f"config.text.tokenizer: there is no file {config.text.tokenizer}")
-    captions, length = pipeline.captions(alive, "train", config.data.caption_kinds), config.text.context_length
+    captions = pipeline.captions(chosen.captioned(), config.data.caption_kinds)
+    length = config.text.context_length
     if "text" in sources:
         tokenizer = initial.tokenizer(sources["text"], config.text.tokenizer)
     elif config.text.tokenizer:

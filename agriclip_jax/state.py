@@ -90,7 +90,7 @@ class Learner:
 
         Args:
           state: donated by the caller.
-          batch: global arrays; every leading axis is the global batch.
+          batch: global arrays; every leading axis is the global batch, or its unpaired rows.
 
         Returns:
           the next state, and scalars: "loss", "loss/<objective>", "lr", "grad_norm", "healthy" and the objectives' own.
@@ -153,8 +153,8 @@ def feature(
     tree = getattr(params, want.who)[want.tower]
     key = None if want.who == "teacher" else key
     if want.tower == "text":
-        return towers["text"](tree, batch["tokens"], key=key)
-    images = batch[f"image/{want.view}"]
+        return towers["text"](tree, batch[want.field], key=key)
+    images = batch[want.field]
     views = towers["image"](tree, images.reshape(-1, *images.shape[2:]), key=key)
     return jax.tree.map(lambda x: x.reshape(*images.shape[:2], *x.shape[1:]), views)
 
@@ -173,4 +173,4 @@ def batch_fields(objectives: Mapping[str, Objective]) -> frozenset[str]:
     """The batch fields that the objectives read, directly or through the features they want."""
     fields = frozenset().union(*(o.needs for o in objectives.values()))
     wants: list[Want] = [want for o in objectives.values() for want in o.wants]
-    return fields | {f"image/{w.view}" if w.tower == "image" else "tokens" for w in wants}
+    return fields | {want.field for want in wants}

@@ -150,12 +150,15 @@ def bench_input(options: argparse.Namespace, rest: list[str]) -> dict[str, float
 
     config, repeats = load_config(options, rest), options.repeats
     alive = Alive.open(config.data.path or corpus.ensure())
-    tokenizer = train_tokenizer(pipeline.captions(alive, "train", config.data.caption_kinds), config.text.vocab_size)
+    chosen = recipe.select(config, alive, recipe.replayed(config, alive))
+    recipe.settle_keywords(config, alive, chosen)
+    captions = pipeline.captions(chosen.captioned(), config.data.caption_kinds)
+    tokenizer = train_tokenizer(captions, config.text.vocab_size)
     learner, _ = recipe.learner(config, tokenizer)
     figures: dict[str, float | str] = {"examples": float(alive.splits["train"]), "cores": float(cores())}
     ways = [("1 thread", 1, 0), (f"{cores()} threads", cores(), 0), (f"{cores()} workers", 0, cores())]
     for name, config.data.threads, config.data.workers in ways[cores() == 1 :]:
-        batches = recipe.batches(config, alive, tokenizer, learner)
+        batches = recipe.batches(config, chosen, tokenizer, learner)
         for _ in range(cores() + 2):
             next(batches)
         clock, cpu = [], []

@@ -15,11 +15,19 @@ class Want(NamedTuple):
       who: "student" or "teacher".
       tower: "image" or "text".
       view: the view for images ("global", "local"); "" for texts.
+      stream: "" for the examples with captions, "unpaired" for those without.
     """
 
     who: str
     tower: str
     view: str = ""
+    stream: str = ""
+
+    @property
+    def field(self) -> str:
+        """The batch field that it is computed from."""
+        name = f"image/{self.view}" if self.tower == "image" else "tokens"
+        return f"{self.stream}/{name}" if self.stream else name
 
 
 class Parameters(NamedTuple):
