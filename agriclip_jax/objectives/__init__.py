@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError, near_misses
-from agriclip_jax.objectives import contrastive, distill
+from agriclip_jax.objectives import contrastive, distill, sclip
 from agriclip_jax.objectives.base import Objective, Parameters, Want
 
 __all__ = ["OBJECTIVES", "Objective", "Parameters", "Want", "build"]
@@ -15,6 +15,7 @@ __all__ = ["OBJECTIVES", "Objective", "Parameters", "Want", "build"]
 OBJECTIVES: dict[str, Callable[[ConfigDict, Mapping[str, Network], Tokenizer], Objective]] = {
     "contrastive": contrastive.build,
     "distill": distill.build,
+    "sclip": sclip.build,
 }
 
 
