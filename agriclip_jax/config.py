@@ -390,6 +390,11 @@ def assign(config: ConfigDict, key: str, value: Any) -> None:
         node[name] = value
 
 
+def images_per_step(config: ConfigDict) -> int:
+    """How many images a step sees, with captions and without."""
+    return config.batch_size + config.data.unpaired_batch
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two values are equal but for lists in place of tuples, as JSON has them."""
     return _plain(one) == _plain(other)

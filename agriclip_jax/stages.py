@@ -141,7 +141,7 @@ def train(
                 checkpoints=checkpoints,
                 log=log,
                 workdir=workdir,
-                images=config.batch_size + config.data.unpaired_batch,
+                images=configs.images_per_step(config),
                 evaluate=validate if validation else None,
             )
         step, stopped = int(ended.state.step), ended.stopped
