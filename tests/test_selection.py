@@ -199,7 +199,7 @@ def test_processes_hold_the_global_batch_of_both_streams_one_after_another(batch
     [
         ({"unpaired_batch": 0}, r"config.data.unpaired_batch=0, and an objective learns from images without captions"),
         ({"needs": PAIRED}, r"config.data.unpaired_batch=8, and no objective learns from .* config.objectives.sclip"),
-        ({"unpaired_batch": 6, "process_count": 4}, r"batch_size 6 cannot be divided among 4 processes"),
+        ({"unpaired_batch": 6, "process_count": 4}, r"unpaired_batch 6 cannot be divided among 4 processes"),
         ({"needs": BOTH | {"unpaired/tokens"}}, r"an objective needs unpaired/tokens, which the pipeline cannot make"),
     ],
 )

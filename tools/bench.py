@@ -165,27 +165,28 @@ def bench_transport(options: argparse.Namespace, rest: list[str]) -> dict[str, f
         compiled[assignment] = step.lower(state, batch).compile()
         states[assignment], _ = compiled[assignment](state, batch)
     jax.block_until_ready(states)
-    seconds: dict[str, list[float]] = {assignment: [] for assignment in compiled}
+
+    def step_once(assignment: str) -> None:
+        states[assignment], _ = compiled[assignment](states[assignment], batch)
+        jax.block_until_ready(states[assignment])
+
+    times: dict[str, list[tuple[float, float]]] = {assignment: [] for assignment in compiled}
     for repeat in range(options.repeats):
         for assignment in sorted(compiled, reverse=bool(repeat % 2)):  # whoever is second finds a warmer machine
-            began = time.perf_counter()
-            states[assignment], _ = compiled[assignment](states[assignment], batch)
-            jax.block_until_ready(states[assignment])
-            seconds[assignment].append(time.perf_counter() - began)
-    ratios = np.sort(np.array(seconds["ot"]) / np.array(seconds["soft"]))
-    beyond = max(int(stats.binom.ppf(0.025, len(ratios), 0.5)) - 1, 0)  # ranks of the median's 95 % interval
-    return {
+            times[assignment].append(timed(lambda assignment=assignment: step_once(assignment)))
+    figures: dict[str, float | str] = {
         "device": f"{devices.size} x {devices.devices.flat[0].device_kind}",
         "images/step": f"{config.batch_size} paired, {config.data.unpaired_batch} unpaired",
-        "seconds/step (median), transport": float(np.median(seconds["ot"])),
-        "seconds/step (median), softmax": float(np.median(seconds["soft"])),
-        "transport / softmax (median)": float(np.median(ratios)),
-        "transport / softmax (95 % interval)": f"{ratios[beyond]:.3f}, {ratios[-1 - beyond]:.3f}",
-        **{
-            f"temporary memory, MB/device, {name}": compiled[side].memory_analysis().temp_size_in_bytes / 1e6
-            for side, name in (("ot", "transport"), ("soft", "softmax"))
-        },
     }
+    for side, name in (("ot", "transport"), ("soft", "softmax")):
+        figures[f"seconds/step (median), {name}"] = float(np.median(np.array(times[side])[:, 0]))
+        figures[f"temporary memory, MB/device, {name}"] = compiled[side].memory_analysis().temp_size_in_bytes / 1e6
+    ratios = np.sort(np.array(times["ot"]) / np.array(times["soft"]), axis=0)
+    beyond = max(int(stats.binom.ppf(0.025, len(ratios), 0.5)) - 1, 0)  # ranks of the median's 95 % interval
+    for of, by in zip(ratios.T, ("by the clock", "by the cores' time"), strict=True):
+        figures[f"transport / softmax, {by}"] = float(np.median(of))
+        figures[f"95 % interval, {by}"] = f"{of[beyond]:.3f}, {of[-1 - beyond]:.3f}"
+    return figures
 
 
 def random_rows(config, views, needs, tokenizer) -> dict:

@@ -115,9 +115,10 @@ def train_batches(
       UserError: a batch that the processes do not divide; a field nothing can make; unpaired rows that nothing needs,
         or that are needed and not there. Later, from the iterator: an unreadable image, by its source path.
     """
-    for rows in (batch_size, *filter(None, [unpaired_batch])):
-        if rows < 1 or rows % process_count:
-            raise UserError(f"batch_size {rows} cannot be divided among {process_count} processes")
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(f"batch_size {batch_size} cannot be divided among {process_count} processes")
+    if unpaired_batch % process_count:
+        raise UserError(f"unpaired_batch {unpaired_batch} cannot be divided among {process_count} processes")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed} is not between 0 and 2**32 - 1")
     possible = {_IMAGE + name for name in views} | {"tokens", "caption_id", "class_id", "mentions"}
