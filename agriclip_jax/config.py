@@ -110,8 +110,8 @@ SCHEMA: dict[str, Any] = {
     "sclip": {
         "assignment": str,
         "compare": str,
-        "caption_weight": NUMBER,
-        "keyword_weight": NUMBER,
+        "caption_weight": SCHEDULE,
+        "keyword_weight": SCHEDULE,
         "detached": bool,
         "linear": bool,
         "keywords": str,
@@ -193,7 +193,13 @@ WHERE = (
 )
 
 # Keys that may be schedules, such as ("cosine", 1.0, 0.0): there the bounds hold for where they start and end.
-SCHEDULES = ("distill/teacher_temperature", "distill/momentum", "optimizer/weight_decay")
+SCHEDULES = (
+    "distill/teacher_temperature",
+    "distill/momentum",
+    "optimizer/weight_decay",
+    "sclip/caption_weight",
+    "sclip/keyword_weight",
+)
 
 # What a value must be, whether it is, and of which keys; of a tuple or list, each number in it.
 BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (

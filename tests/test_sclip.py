@@ -52,7 +52,8 @@ def start(tokenizer):
 def build(start, tokenizer, **options):
     config, towers, _ = start
     config = config.copy_and_resolve_references()
-    config.sclip.update(options)
+    for name, value in options.items():
+        configs.assign(config, f"sclip.{name}", value)
     return objectives.build(config, towers, tokenizer)["sclip"]
 
 
@@ -179,6 +180,17 @@ def test_an_unpaired_image_may_have_every_caption_of_the_class_it_resembles(star
         s = np.exp(params["logit_scale"])
         log_p = jax.nn.log_softmax(s * embedded(texts) @ u)
         np.testing.assert_allclose(metrics["sclip/captions"], -0.25 * (log_p[0] + log_p[5]), rtol=1e-4)
+
+
+def test_the_pseudo_labels_come_in_by_schedule(start, tokenizer):
+    late = build(start, tokenizer, caption_weight=("switch", 0.0, 1.0, 0.5), keyword_weight=("linear", 0.0, 2.0, 1.0))
+    *features, batch = inputs()
+    given = {want: ImageFeatures(x, None) for want, x in ((sclip.IMAGE, features[0]), (sclip.UNPAIRED, features[2]))}
+    given |= {sclip.TEXT: features[1]}
+    for step, captions, keywords in ((0, 0, 0), (2, 0, 0.5), (4, 1, 1), (8, 1, 2)):
+        loss, terms, _ = late(given, Parameters(start[2], {}), {}, batch, jnp.int32(step), jax.random.key(0))
+        wanted = captions * terms["sclip/captions"] + keywords * terms["sclip/keywords"]
+        assert float(loss - terms["sclip/pairs"]) == pytest.approx(float(wanted), abs=1e-5)
 
 
 def test_keywords_without_weight_cost_nothing(start, tokenizer):
@@ -343,6 +355,8 @@ def test_a_run_of_other_examples_or_keywords_is_another_run(finished, corpus, ov
         ({"sclip__assignment": "otto"}, r"config.sclip.assignment: unknown 'otto'; did you mean 'ot'"),
         ({"sclip__compare": "image"}, r"config.sclip.compare: unknown 'image'; did you mean 'images'"),
         ({"sclip__caption_weight": -1}, r"config.sclip.caption_weight: -1.0 is not at least 0"),
+        ({"sclip__keyword_weight": ("switch", 0.0, -1.0, 0.5)}, r"config.sclip.keyword_weight: -1.0 is not at least 0"),
+        ({"sclip__keyword_weight": ("step", 0.0, 1.0, 0.5)}, r"config.sclip.keyword_weight: .* is no schedule; give"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_is_written(corpus, tmp_path, overrides, message):

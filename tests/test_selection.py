@@ -156,6 +156,13 @@ def test_each_stream_holds_its_own_examples_each_once_an_epoch(alive, batches):
     assert with_captions[:6] != with_captions[6:12]
 
 
+def test_streams_of_as_many_examples_are_shuffled_apart(alive, batches):
+    chosen = select(alive, "train", label_ratio=0.5)
+    (batch,) = take(batches(chosen, batch_size=10, unpaired_batch=10), 1)
+    places = [indices(part).index for part in (chosen.paired, chosen.unpaired)]
+    assert [places[0](i) for i in which(batch)] != [places[1](i) for i in unpaired(batch)]
+
+
 def test_the_unpaired_stream_changes_nothing_of_the_paired_one(batches):
     both, alone = take(batches(), 5), take(batches(needs=PAIRED, unpaired_batch=0), 5)
     for one, other in zip(both, alone, strict=True):

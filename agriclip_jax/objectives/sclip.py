@@ -14,6 +14,7 @@ from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.losses import contrastive, semisupervised
 from agriclip_jax.objectives.base import Parameters, Want
+from agriclip_jax.schedules import Schedule, schedule
 
 IMAGE, TEXT = Want("student", "image", "global"), Want("student", "text")
 UNPAIRED = Want("student", "image", "global", stream="unpaired")
@@ -30,7 +31,7 @@ class SClip:
 
     Attributes:
       keywords: int32 [keywords, context_length], tokens of each; none when they have no weight.
-      caption_weight, keyword_weight: of the two pseudo-label losses; the paper has 1.
+      caption_weight, keyword_weight: schedules of the weights of the two pseudo-label losses; the paper has 1.
       assignment: a name in `semisupervised.ASSIGNMENTS`.
       compare: an unpaired image with the "images" that have captions, or with their "texts".
       detached: whether no gradient runs through the caption labels.
@@ -40,8 +41,8 @@ class SClip:
     image: Network
     text: Network
     keywords: np.ndarray
-    caption_weight: float
-    keyword_weight: float
+    caption_weight: Schedule
+    keyword_weight: Schedule
     assignment: str
     compare: str
     detached: bool
@@ -61,7 +62,7 @@ class SClip:
         scale = jnp.exp(params.student["logit_scale"])
         positive = contrastive.positives(batch["caption_id"], batch["class_id"])
         targets = positive / jnp.sum(positive, axis=1, keepdims=True)
-        words = self.text(text, self.text(text, self.keywords), method="embed") if self.keyword_weight else None
+        words = self.text(text, self.text(text, self.keywords), method="embed") if len(self.keywords) else None
 
         def of_view(images: jax.Array, unpaired: jax.Array) -> dict[str, jax.Array]:
             labels = semisupervised.caption_labels(
@@ -85,8 +86,8 @@ class SClip:
             return terms
 
         terms = jax.tree.map(jnp.mean, jax.vmap(of_view, (1, 1))(*views))
-        loss = terms["pairs"] + self.caption_weight * terms["captions"]
-        loss += self.keyword_weight * terms.get("keywords", 0.0)
+        loss = terms["pairs"] + self.caption_weight(step) * terms["captions"]
+        loss += self.keyword_weight(step) * terms.get("keywords", 0.0)
         metrics = {f"sclip/{name}": jax.lax.stop_gradient(value) for name, value in terms.items()}
         return loss, {"logit_scale": scale, "positives": jnp.mean(jnp.sum(positive, axis=1)), **metrics}, aux
 
@@ -104,11 +105,15 @@ def build(config: ConfigDict, towers: Mapping[str, Network], tokenizer: Tokenize
     phrases = list(options.phrases) if options.keyword_weight else []
     if options.keyword_weight and not phrases:
         raise UserError("config.sclip.phrases: no keywords; a run finds them by config.sclip.keywords")
+    weights = {
+        name: schedule(options[name], config.total_steps, f"config.sclip.{name}")
+        for name in ("caption_weight", "keyword_weight")
+    }
     return SClip(
         image=towers["image"],
         text=towers["text"],
         keywords=tokenizer.encode(phrases, config.text.context_length),
         needs=frozenset({"caption_id", "class_id"} | ({"mentions"} if phrases else set())),
-        **{name: options[name] for name in ("caption_weight", "keyword_weight", "assignment", "compare")},
-        **{name: options[name] for name in ("detached", "linear")},
+        **weights,
+        **{name: options[name] for name in ("assignment", "compare", "detached", "linear")},
     )
