@@ -69,6 +69,11 @@ SCHEMA: dict[str, Any] = {
         "threads": int,
         "workers": int,
         "frozen_features": bool,
+        "domains": (tuple, list),
+        "label_ratio": NUMBER,
+        "label_seed": int,
+        "unpaired_batch": int,
+        "replay": {"path": str, "domains": (tuple, list), "share": NUMBER},
     },
     "objectives": FREE,
     "views": {"global": _VIEW, "local": _VIEW},
@@ -112,6 +117,16 @@ SCHEMA: dict[str, Any] = {
     },
     "ibot": {"shared_head": bool},
     "gram": {"start": NUMBER, "every": NUMBER, "refreshes": int, "size": int},
+    "sclip": {
+        "assignment": str,
+        "compare": str,
+        "caption_weight": SCHEDULE,
+        "keyword_weight": SCHEDULE,
+        "detached": bool,
+        "linear": bool,
+        "keywords": str,
+        "phrases": (tuple, list),
+    },
     "optimizer": {
         "learning_rate": NUMBER,
         "warmup": NUMBER,
@@ -128,12 +143,19 @@ SCHEMA: dict[str, Any] = {
     },
 }
 
-# What a recipe may leave out: it is for weights of others, which set most of it. 0 and () keep the size's own.
+# What a recipe may leave out: what weights of others set, where 0 and () keep the size's own, and what few recipes use.
 UNSAID: dict[str, Any] = {
     "stage": "train",  # what the run does: a key of `STAGES`
     "align/fit": "ridge",  # how the aligner is fitted: ridge, in closed form, or the paper's sgd
     "stages": (),  # names of the runs, one after the other, that the recipe is made of
     "data/frozen_features": False,  # of a frozen image tower: computed once of each photo, kept, and trained on
+    "data/domains": (),  # of the training examples: "crop", "weed", ...; () for all
+    "data/label_ratio": 1.0,  # share of them whose captions are used; the others are unpaired
+    "data/label_seed": 0,  # decides which
+    "data/unpaired_batch": 0,  # rows of unpaired examples beside the batch_size paired ones
+    "data/replay/path": "",  # another ALive folder, mixed in against forgetting; "": what data.domains leaves out
+    "data/replay/domains": (),
+    "data/replay/share": 0.0,  # of the rows with captions
     "init/model": "",  # a file, a folder or hf:owner/name that both towers start from
     "init/image": "",  # likewise one tower
     "init/text": "",
@@ -165,6 +187,14 @@ UNSAID: dict[str, Any] = {
     "gram/size": 0,  # pixels to which the anchor's views are enlarged; 0: as they are
     "logit_bias": False,  # added to every logit, as the objective siglip has it
     "logit_bias_init": -10.0,  # where a fresh one starts
+    "sclip/assignment": "ot",  # or "soft", "hard": how unpaired images get captions
+    "sclip/compare": "images",  # or "texts": what they are compared with
+    "sclip/caption_weight": 1.0,
+    "sclip/keyword_weight": 1.0,
+    "sclip/detached": True,
+    "sclip/linear": False,
+    "sclip/keywords": "classes",  # or "yake:N", "file:PATH"
+    "sclip/phrases": (),  # what `keywords` was found to be: the run sets it and keeps it
 }
 
 # Where and how a run goes, not what it computes: free to differ when a run is continued.
@@ -175,6 +205,7 @@ WHERE = (
     "checkpoint/every",
     "checkpoint/keep",
     "data/path",
+    "data/replay/path",
     "data/threads",
     "data/workers",
     "remat",
@@ -183,7 +214,13 @@ WHERE = (
 )
 
 # Keys that may be schedules, such as ("cosine", 1.0, 0.0): there the bounds hold for where they start and end.
-SCHEDULES = ("distill/teacher_temperature", "distill/momentum", "optimizer/weight_decay")
+SCHEDULES = (
+    "distill/teacher_temperature",
+    "distill/momentum",
+    "optimizer/weight_decay",
+    "sclip/caption_weight",
+    "sclip/keyword_weight",
+)
 
 # What a value must be, whether it is, and of which keys; of a tuple or list, each number in it.
 BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -196,22 +233,27 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "at least 0",
         lambda v: v >= 0,
-        "seed eval_every checkpoint/every data/threads data/workers views/global/size views/local/count "
+        "seed eval_every checkpoint/every data/threads data/workers data/label_seed data/unpaired_batch "
+        "sclip/caption_weight sclip/keyword_weight views/global/size views/local/count "
         "views/local/size image/width image/depth image/heads image/registers image/layer_scale image/unroll "
         "init/aligner_variance image/mlp image/rotary_base "
         "text/mlp text/width text/depth text/heads text/layer_scale text/unroll "
         "optimizer/learning_rate optimizer/weight_decay optimizer/eps optimizer/clip_norm "
         "views/global/jitter views/local/jitter gram/refreshes gram/size",
     ),
-    ("at most 2,147,483,647", lambda v: v < 1 << 31, "total_steps batch_size eval_every checkpoint/every"),
+    (
+        "at most 2,147,483,647",
+        lambda v: v < 1 << 31,
+        "total_steps batch_size data/unpaired_batch eval_every checkpoint/every",
+    ),
     ("at most 16,384", lambda v: v <= 16_384, "image_size"),
     ("from 0.25 to 1", lambda v: 0.25 <= v <= 1, "image/crop_share"),
-    ("at most 4,294,967,295", lambda v: v < 1 << 32, "seed"),
+    ("at most 4,294,967,295", lambda v: v < 1 << 32, "seed data/label_seed"),
     ("at least 2, a start and an end", lambda v: v >= 2, "text/context_length"),
     (
         "at least 0 and below 1",
         lambda v: 0 <= v < 1,
-        "image/drop_path text/drop_path optimizer/b1 optimizer/b2 optimizer/warmup",
+        "image/drop_path text/drop_path optimizer/b1 optimizer/b2 optimizer/warmup data/replay/share",
     ),
     (
         "from 0 to 1",
@@ -224,7 +266,8 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "above 0 and at most 1",
         lambda v: 0 < v <= 1,
-        "gram/every image/norm_eps image/std image/token_keep text/norm_eps views/global/scale views/local/scale",
+        "gram/every image/norm_eps image/std image/token_keep text/norm_eps views/global/scale views/local/scale "
+        "data/label_ratio",
     ),
     (
         "above 0",
@@ -352,10 +395,12 @@ def complete(config: ConfigDict) -> None:
     """Adds the keys of `UNSAID` that a recipe, or the record of a run from before they existed, leaves out."""
     with config.unlocked():
         for path, value in UNSAID.items():
-            group, _, name = path.rpartition("/")
-            if group and group not in config:
-                config[group] = ConfigDict(type_safe=False)
-            node = config[group] if group else config
+            *groups, name = path.split("/")
+            node = config
+            for group in groups:
+                if isinstance(node, ConfigDict) and group not in node:
+                    node[group] = ConfigDict(type_safe=False)
+                node = node[group] if isinstance(node, ConfigDict) else None
             if isinstance(node, ConfigDict) and name not in node:  # what else it may be, `check` tells
                 node[name] = value
 
@@ -371,6 +416,11 @@ def assign(config: ConfigDict, key: str, value: Any) -> None:
     node = get(config, group) if group else config
     with node.unlocked(), node.ignore_type():
         node[name] = value
+
+
+def images_per_step(config: ConfigDict) -> int:
+    """How many images a step sees, with captions and without."""
+    return config.batch_size + config.data.unpaired_batch
 
 
 def same(one: Any, other: Any) -> bool:
@@ -465,6 +515,8 @@ def check(config: ConfigDict) -> None:
             f"config.data.path: there is no folder {flat['data/path']}; make one with tools/build_alive.py, "
             "or leave it empty for the embedded corpus"
         )
+    if flat["data/replay/path"] and not Path(flat["data/replay/path"]).is_dir():
+        raise UserError(f"config.data.replay.path: there is no folder {flat['data/replay/path']}")
 
 
 def check_views(config: ConfigDict) -> None:

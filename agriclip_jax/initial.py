@@ -200,7 +200,7 @@ def _notes(config: ConfigDict, found: Mapping[str, Source], decided: Mapping[str
 
 
 def recall(config: ConfigDict, then: ConfigDict, explicit: Collection[str] = ()) -> None:
-    """Sets the keys that sources decide as they were when a run began, so that it needs the sources no more.
+    """Sets the keys that sources and data decide as they were when a run began, so that it needs neither for them.
 
     Args:
       config: changed in place.
@@ -210,7 +210,7 @@ def recall(config: ConfigDict, then: ConfigDict, explicit: Collection[str] = ())
     towers = [tower for tower in TOWERS if then.init.model or then.init[tower]]
     keys = [f"{tower}.{name}" for tower in towers for name in then[tower] if name not in RECIPES_OWN]
     shared = ["embed_dim", "logit_bias", *(["temperature"] if then.init.model else [])]
-    for key in [*shared, *keys] if towers else []:
+    for key in ["sclip.phrases", *([*shared, *keys] if towers else [])]:
         if key not in explicit:
             configs.assign(config, key, configs.get(then, key))
     configs.check_views(config)

@@ -75,16 +75,16 @@ def keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def batch_sharding(mesh: Mesh, batch_size: int | None = None) -> NamedSharding:
+def batch_sharding(mesh: Mesh, batch_size: int | None = None, key: str = "batch_size") -> NamedSharding:
     """Rows over `data` and `fsdp`, everything else whole.
 
     Raises:
-      UserError: when `batch_size` is given and those axes do not divide it.
+      UserError: when `batch_size`, the value of the config's `key`, is given and those axes do not divide it.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size is not None and batch_size % parts:
         raise UserError(
-            f"config.batch_size {batch_size} is not divisible by data * fsdp = {parts} of the mesh; "
+            f"config.{key} {batch_size} is not divisible by data * fsdp = {parts} of the mesh; "
             f"use {batch_size - batch_size % parts or parts} or another mesh"
         )
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

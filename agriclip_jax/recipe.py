@@ -1,19 +1,21 @@
 """From a configuration to the things it names: towers, objectives, optimiser, views."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from agriclip_jax import config as configs
 from agriclip_jax import encoders, objectives, optim, rules
-from agriclip_jax.data import pipeline
-from agriclip_jax.data.feature_store import FeatureStore
+from agriclip_jax.data import keywords, pipeline, selection
 from agriclip_jax.data.parallel import cores
 from agriclip_jax.data.pipeline import TrainBatches
 from agriclip_jax.data.records import Alive
+from agriclip_jax.data.selection import Selection
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import EvalView, ViewSpec
 from agriclip_jax.encoders import Network, resnet, text, vit
@@ -136,20 +138,62 @@ def eval_view(config: ConfigDict) -> EvalView:
     return EvalView(config.image_size, options.resize, options.crop_share, options.filter)
 
 
+def replayed(config: ConfigDict, alive: Alive) -> Alive | None:
+    """Where the examples to replay come from, if any are."""
+    options = config.data.replay
+    return None if not options.share else Alive.open(options.path) if options.path else alive
+
+
+def select(config: ConfigDict, alive: Alive, general: Alive | None) -> Selection:
+    """The training examples that `config.data` chooses of its own folder and of the one to replay, if any."""
+    options = config.data
+    return selection.select(
+        alive,
+        "train",
+        domains=options.domains,
+        label_ratio=options.label_ratio,
+        label_seed=options.label_seed,
+        general=general,
+        general_domains=options.replay.domains,
+    )
+
+
+def settle_keywords(config: ConfigDict, alive: Alive, chosen: Selection) -> list[str]:
+    """Sets `config.sclip.phrases` to what `config.sclip.keywords` finds in the data, for an objective that asks for it.
+
+    Returns:
+      what a user should know, line by line.
+
+    Raises:
+      UserError: no such keywords, or no caption has any.
+    """
+    options = config.sclip
+    if not (config.objectives.get("sclip") and options.keyword_weight) or options.phrases:
+        return []
+    names = keywords.of_classes(alive.datasets, config.data.domains)
+    captions = pipeline.captions(chosen.paired, config.data.caption_kinds)
+    phrases, notes = keywords.choose(options.keywords, captions, names)
+    configs.assign(config, "sclip.phrases", phrases)
+    return notes
+
+
 def batches(
-    config: ConfigDict, alive: Alive, tokenizer: Tokenizer, learner: Learner, known: FeatureStore | None = None
+    config: ConfigDict,
+    chosen: Selection,
+    tokenizer: Tokenizer,
+    learner: Learner,
+    known: Sequence[np.ndarray] | None = None,
 ) -> TrainBatches:
     """This process's training batches with just the fields that the learner's objectives read.
 
     Args:
-      known: the pooled features of the training images, where their tower is frozen: they take the images' place.
+      known: pooled features of the paired examples, where the image tower is frozen: they take the images' place.
     """
     needs = batch_fields(learner.objectives)
     if known is not None:
         needs = needs - {"image/global"} | {pipeline.FEATURES}
     return pipeline.train_batches(
-        alive,
-        "train",
+        chosen,
         tokenizer=tokenizer,
         context_length=config.text.context_length,
         views=views(config),
@@ -161,6 +205,9 @@ def batches(
         seed=config.seed,
         threads=config.data.threads or cores(),
         workers=min(config.data.workers, cores()),
+        keywords=tuple(config.sclip.phrases),
+        unpaired_batch=config.data.unpaired_batch,
+        replay_share=config.data.replay.share,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -174,6 +221,8 @@ def _check_frozen(config: ConfigDict, learner: Learner) -> None:
     for name, objective in learner.objectives.items():
         if any(want != Want("student", "image", "global") for want in objective.wants if want.tower == "image"):
             raise UserError(f"{why} do not serve the objective {name!r}, which wants other features of the images too")
+    if config.data.replay.share:
+        raise UserError(f"{why} are of the examples of config.data.path alone; set config.data.replay.share to 0")
     if config.views["global"].count != 1:
         raise UserError(f"{why} are of one view; set config.views.global.count to 1")
 

@@ -4,7 +4,7 @@ Curves, the zero-shot table, what is confused with what, photos with their neare
 It opens offline, prints, follows the reader's light or dark setting, and gives every picture a text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +72,7 @@ def _facts(workdir: Path, model: Any) -> str:
     facts = {
         "folder": str(workdir),
         "checkpoint": f"step {model.step:,}, {model.use}",
-        "training time": _duration(_seconds(rows, config.get("batch_size", 0))),
+        "training time": _duration(_seconds(rows, _images_per_step(config))),
         "device": f"{environment.get('device_count', 1)} × {devices}" if devices else "",
         "image size": f"{model.image_size} px",
         "seed": str(config.get("seed", "")),
@@ -81,11 +81,15 @@ def _facts(workdir: Path, model: Any) -> str:
     return page.facts(facts)
 
 
-def _seconds(rows: Sequence[dict], batch_size: int) -> float:
+def _images_per_step(config: Mapping[str, Any]) -> int:
+    return config.get("batch_size", 0) + config.get("data", {}).get("unpaired_batch", 0)
+
+
+def _seconds(rows: Sequence[dict], images: int) -> float:
     """Seconds of training, from steps and images/s: without evaluations, pauses and what was made twice."""
     steps = [0, *(row["step"] for row in rows)]
     return sum(
-        (after - before) * batch_size / row["images_per_s"]
+        (after - before) * images / row["images_per_s"]
         for before, after, row in zip(steps, steps[1:], rows, strict=False)
         if row.get("images_per_s")
     )

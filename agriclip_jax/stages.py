@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 from agriclip_jax import aligner, frozen, inference, initial, mesh, recipe, report
 from agriclip_jax import config as configs
 from agriclip_jax.checkpoint import Checkpoints, abstract_state
-from agriclip_jax.data import corpus, in_order, pipeline, tokenizers
+from agriclip_jax.data import corpus, in_order, pipeline, selection, tokenizers
 from agriclip_jax.data.records import Alive
+from agriclip_jax.data.selection import Examples, Selection
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import tasks, zeroshot
@@ -75,9 +76,11 @@ def train(
     say = print if first else lambda *_, **__: None
     devices = mesh.make(config.mesh)
     sharding = mesh.batch_sharding(devices, config.batch_size)
+    mesh.batch_sharding(devices, config.data.unpaired_batch, "data.unpaired_batch")
     if not config.data.path:
         say("data: the embedded corpus (drawn by the project; config.data.path names another ALive folder)", flush=True)
     alive = Alive.open(config.data.path or corpus.ensure())
+    general = recipe.replayed(config, alive)
     folder, sources = workdir / "checkpoints", {}
     begun = is_run(workdir) and any(step.name.isdecimal() for step in folder.glob("*"))
     if begun:
@@ -86,9 +89,13 @@ def train(
         sources = initial.sources(config, workdir.parent)
         for note in initial.adopt(config, sources, explicit) if sources else ():
             say(note)
-    if is_finished(workdir, config, alive, extend=extend, say=say):
+    classes, data = what_was_seen(alive, general)
+    if is_finished(workdir, config, data, extend=extend, say=say):
         return True
-    tokenizer = run_tokenizer(workdir, config, sources, alive, say)
+    chosen = recipe.select(config, alive, general)
+    for note in recipe.settle_keywords(config, alive, chosen):
+        say(note)
+    tokenizer = run_tokenizer(workdir, config, sources, chosen, say)
     learner, init = recipe.learner(config, tokenizer)
     if not begun and "image" not in sources and not learner.trains("image"):
         raise UserError(
@@ -113,8 +120,9 @@ def train(
     known = None
     if config.data.frozen_features:
         tower = frozen.Frozen(learner.towers["image"], state.params["image"], recipe.eval_view(config))
-        known = frozen.remembered(tower, alive, "train", config.batch_size, devices, say)
-    batches = recipe.batches(config, alive, tokenizer, learner, known)
+        kept = frozen.remembered(tower, alive, "train", config.batch_size, devices, say)
+        known = Examples(kept, chosen.paired.places)
+    batches = recipe.batches(config, chosen, tokenizer, learner, known)
     try:
         if position is not None:
             batches.set_state(position)
@@ -123,7 +131,7 @@ def train(
     mesh.together("everyone has read the workdir")
     if first:
         held.enter_context(claimed(workdir))
-        prepare_workdir(workdir, config, tokenizer, *what_was_seen(alive))
+        prepare_workdir(workdir, config, tokenizer, classes, data)
         if not begun:
             write_overview(workdir, state.params)
     mesh.together("the workdir is written")
@@ -151,6 +159,7 @@ def train(
                 checkpoints=checkpoints,
                 log=log,
                 workdir=workdir,
+                images=configs.images_per_step(config),
                 evaluate=validate if validation else None,
             )
         step, stopped = int(ended.state.step), ended.stopped
@@ -183,9 +192,10 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     say = print if first else lambda *_, **__: None
     devices = mesh.make(config.mesh)
     alive = Alive.open(config.data.path or corpus.ensure())
+    classes, data = what_was_seen(alive)
     if is_run(workdir):
         initial.recall(config, configs.read(workdir), explicit)
-        if is_finished(workdir, config, alive, extend=False, say=say):
+        if is_finished(workdir, config, data, extend=False, say=say):
             return True
     sources = initial.sources(config, workdir.parent)
     if set(sources) != {"image", "text"} or "image" not in sources["text"].towers:
@@ -196,29 +206,31 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     for note in initial.adopt(config, sources, explicit):
         say(note)
     configs.assign(config, "image.projection_bias", True)
-    is_finished(workdir, config, alive, extend=False, say=say)
-    tokenizer = run_tokenizer(workdir, config, sources, alive, say)
+    is_finished(workdir, config, data, extend=False, say=say)
+    splits = [split for split in ("train", "val") if split in alive.splits]
+    photos = {split: selection.select(alive, split, domains=config.data.domains).paired for split in splits}
+    tokenizer = run_tokenizer(workdir, config, sources, Selection(photos["train"]), say)
     learner, init = recipe.learner(config, tokenizer)
     ours, theirs = (frozen.image_tower(sources[tower], devices) for tower in ("image", "text"))
     ours = ours._replace(view=ours.view._replace(size=config.image_size))
 
     def pairs(split: str, tenth: bool | None) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
         towers = {"x": (ours, "pooled"), "y": (theirs, "projected")}
-        for batch in frozen.look(towers, alive.source(split), config.batch_size, devices):
+        for batch in frozen.look(towers, photos[split], config.batch_size, devices):
             weights = batch[in_order.WEIGHT]
             if tenth is not None:
                 weights = weights * ((jnp.arange(len(weights)) % 10 == 0) == tenth)
             yield batch["x"], batch["y"], weights
 
     began = time.perf_counter()
-    say(f"aligning the features of {alive.splits['train']:,} photos", flush=True)
-    splits = [("train", None), ("val", None)] if "val" in alive.splits else [("train", False), ("train", True)]
-    held_out = aligner.moments(pairs(*splits[1]))
+    say(f"aligning the features of {len(photos['train']):,} photos", flush=True)
+    fitting, holding = (("train", None), ("val", None)) if "val" in photos else (("train", False), ("train", True))
+    held_out = aligner.moments(pairs(*holding))
     if config.align.fit == "sgd":
-        fitted = aligner.sgd(*_collected(pairs(*splits[0])), seed=config.seed)
+        fitted = aligner.sgd(*_collected(pairs(*fitting)), seed=config.seed)
         found = {"fit": "sgd", "r2": aligner.r2(fitted, held_out)}
     else:
-        fit = aligner.ridge(aligner.moments(pairs(*splits[0])), held_out)
+        fit = aligner.ridge(aligner.moments(pairs(*fitting)), held_out)
         fitted, found = fit.affine, {"fit": "ridge", "r2": fit.r2, "strength": fit.strength, "tried": fit.tried}
     found["seconds"] = time.perf_counter() - began
     key = jax.random.key(config.seed)
@@ -241,7 +253,7 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     say(_aligned(found))
     if first:
         held.enter_context(claimed(workdir))
-        prepare_workdir(workdir, config, tokenizer, *what_was_seen(alive))
+        prepare_workdir(workdir, config, tokenizer, classes, data)
         write_json(workdir / "aligner.json", found)
         write_overview(workdir, state.params)
     mesh.together("the workdir is written")
@@ -299,8 +311,14 @@ def is_run(workdir: Path) -> bool:
     return (workdir / IDENTITY[-1]).is_file()
 
 
-def is_finished(workdir: Path, config: ConfigDict, alive: Alive, *, extend: bool, say: Any) -> bool:
+def is_finished(workdir: Path, config: ConfigDict, data: Mapping[str, Any], *, extend: bool, say: Any) -> bool:
     """Whether `workdir` holds this very run, finished; false when it is new or may continue.
+
+    Args:
+      workdir: of the run.
+      config: that it should have.
+      data: that it should have seen, as of `what_was_seen`.
+      extend, say: as of `run` and `print`.
 
     Raises:
       UserError: when it is another run: the keys that differ are named.
@@ -311,11 +329,13 @@ def is_finished(workdir: Path, config: ConfigDict, alive: Alive, *, extend: bool
         if workdir.is_dir() and any(p.name.removesuffix(".partial") not in IDENTITY for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and is no run; give another --workdir")
         return False
-    old, data = configs.read(workdir), read_record(workdir / "data.json", "fingerprint")
+    old, seen = configs.read(workdir), read_record(workdir / "data.json", "fingerprint")
     before, now = old.total_steps, config.total_steps
     differing = configs.differences(old.to_dict() | {"total_steps": now}, config.to_dict())
-    if data["fingerprint"] != alive.fingerprint:
+    if seen["fingerprint"] != data["fingerprint"]:
         differing.append("the content of data.path")
+    if seen.get("replay") != data.get("replay"):
+        differing.append("the content of data.replay.path")
     if differing:
         raise UserError(
             f"{workdir} holds another run: {'; '.join(differing)}; set them back, or give another --workdir"
@@ -367,25 +387,27 @@ def prepare_workdir(
         raise UserError(f"cannot write to {workdir} ({error.strerror}); give another --workdir") from None
 
 
-def what_was_seen(alive: Alive) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """The classes and the data of a run, as its workdir keeps them."""
+def what_was_seen(alive: Alive, general: Alive | None = None) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """The classes and the data of a run, as its workdir keeps them; `general` is what it replays."""
     classes = [
         {"dataset": slug, "domain": record.domain, "class_key": key, "class_name": name}
         for slug, record in alive.datasets.items()
         for key, name in record.classes.items()
     ]
-    return classes, {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}
+    data = {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}
+    return classes, data | ({"replay": general.fingerprint} if general else {})
 
 
 def run_tokenizer(
-    workdir: Path, config: ConfigDict, sources: Mapping[str, Source], alive: Alive, say: Any
+    workdir: Path, config: ConfigDict, sources: Mapping[str, Source], chosen: Selection, say: Any
 ) -> Tokenizer:
     """The tokenizer that the run keeps; at first the file it names, its source's, or a BPE of its captions."""
     if is_run(workdir):
         return tokenizers.Tokenizer.load(workdir / "tokenizer.json")
     if config.text.tokenizer and not Path(config.text.tokenizer).exists():
         raise UserError(f"config.text.tokenizer: there is no file {config.text.tokenizer}")
-    captions, length = pipeline.captions(alive, "train", config.data.caption_kinds), config.text.context_length
+    captions = pipeline.captions(chosen.captioned(), config.data.caption_kinds)
+    length = config.text.context_length
     if "text" in sources:
         tokenizer = initial.tokenizer(sources["text"], config.text.tokenizer)
     elif config.text.tokenizer:

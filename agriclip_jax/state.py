@@ -98,7 +98,7 @@ class Learner:
 
         Args:
           state: donated by the caller.
-          batch: global arrays; every leading axis is the global batch.
+          batch: global arrays; every leading axis is the global batch, or its unpaired rows.
 
         Returns:
           the next state, and scalars: "loss", "loss/<objective>", "lr", "grad_norm", "healthy" and the objectives' own.
@@ -162,10 +162,10 @@ def feature(
     tree = getattr(params, want.who)[want.tower]
     key = None if want.who == "teacher" else key
     if want.tower == "text":
-        return towers["text"](tree, batch["tokens"], key=key)
-    if (known := batch.get(f"{FEATURES}/{want.view}")) is not None:
+        return towers["text"](tree, batch[want.field], key=key)
+    if not want.stream and (known := batch.get(f"{FEATURES}/{want.view}")) is not None:
         return ImageFeatures(known, patches=None)
-    images = batch[f"image/{want.view}"]
+    images = batch[want.field]
     mask = {"mask": batch["mask"].reshape(-1, batch["mask"].shape[-1])} if want.masked else {}
     views = towers["image"](tree, images.reshape(-1, *images.shape[2:]), key=key, **mask)
     return jax.tree.map(lambda x: x.reshape(*images.shape[:2], *x.shape[1:]), views)
@@ -186,4 +186,4 @@ def batch_fields(objectives: Mapping[str, Objective]) -> frozenset[str]:
     fields = frozenset().union(*(o.needs for o in objectives.values()))
     wants: list[Want] = [want for o in objectives.values() for want in o.wants]
     fields |= {"mask"} if any(want.masked for want in wants) else frozenset()
-    return fields | {f"image/{w.view}" if w.tower == "image" else "tokens" for w in wants}
+    return fields | {want.field for want in wants}

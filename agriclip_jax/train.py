@@ -56,6 +56,7 @@ def fit(
     checkpoints: Checkpoints,
     log: Log,
     workdir: Path,
+    images: int,
     evaluate: Callable[[State], tuple[float, Mapping[str, Any]]] | None = None,
 ) -> Ended:
     """Trains from `state.step` to `total_steps`, or until asked to stop (SIGTERM, Ctrl-C).
@@ -74,6 +75,7 @@ def fit(
       checkpoints: where states go, each with the position of the batch that its step consumed.
       log: rows and the progress line.
       workdir: where a batch goes that made the loss non-finite.
+      images: that a step sees, over all processes.
       evaluate: a state -> its validation score, higher is better, and a row for `evaluations.jsonl`.
 
     Raises:
@@ -81,7 +83,7 @@ def fit(
     """
     step_function = jax.jit(learner.step, donate_argnums=0, out_shardings=(shardings, None))
     start = step = int(state.step)
-    meter = Meter(log, total_steps, every.log, step)
+    meter = Meter(log, total_steps, every.log, step, images)
     stop = False
     ahead = read(batches, place, meter) if step < total_steps else None
     pending = None
@@ -131,7 +133,7 @@ def _checked(
     step: int,
     metrics: Any,
     batch: Mapping[str, jax.Array],
-) -> tuple[int, dict[str, float], int]:
+) -> tuple[int, dict[str, float]]:
     """The metrics of a finished step on the host; `state` is then as it was before the first non-finite step."""
     scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not scalars.pop("healthy"):
@@ -151,20 +153,20 @@ def _checked(
             f"batch {where}, the checkpoints before this step are whole; lower config.optimizer.learning_rate in "
             "another --workdir, or look at the batch"
         )
-    return step, scalars, next(iter(batch.values())).shape[0]
+    return step, scalars
 
 
 class Meter:
     """Counts images and seconds between rows, and writes a row every `every` steps and at the last step."""
 
-    def __init__(self, log: Log, total_steps: int, every: int, start: int):
-        self._log, self._total, self._every = log, total_steps, every
+    def __init__(self, log: Log, total_steps: int, every: int, start: int, images_per_step: int):
+        self._log, self._total, self._every, self._per_step = log, total_steps, every, images_per_step
         self._began = self._since = time.perf_counter()
         self._start, self._images, self._waited = start, 0, 0.0
 
-    def add(self, step: int, scalars: Mapping[str, float], images: int) -> None:
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
         """Takes the metrics of one step."""
-        self._images += images
+        self._images += self._per_step
         if step % self._every and step != self._total:
             return
         now = time.perf_counter()

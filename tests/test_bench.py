@@ -32,6 +32,27 @@ def test_the_step_is_timed_beside_the_matmul_peak(tmp_path):
     assert all(name in told.stdout for name in figures)
 
 
+def test_transport_is_timed_beside_softmax_in_turns(tmp_path):
+    small = [key for key in KEYS if not key.startswith("--config.objectives")]
+    sizes = ["--config.batch_size=16", "--config.data.unpaired_batch=8"]
+    told = bench("transport", *small, *sizes, "--repeats=3", f"--out={tmp_path / 'transport.json'}")
+    assert told.returncode == 0, told.stderr
+    figures = json.loads((tmp_path / "transport.json").read_text())
+    for by in ("by the clock", "by the cores' time"):
+        low, high = map(float, figures[f"95 % interval, {by}"].split(", "))
+        assert low - 1e-3 <= figures[f"transport / softmax, {by}"] <= high + 1e-3
+    assert figures["images/step"] == "16 paired, 8 unpaired"
+    assert figures["temporary memory, MB/device, transport"] > 0
+
+
+def test_the_input_of_both_streams_is_timed(tmp_path, corpus):
+    small = [key for key in KEYS if not key.startswith("--config.objectives")]
+    given = [*small, f"--config.data.path={corpus}", "--config.data.unpaired_batch=8", "--repeats=1"]
+    told = bench("input", "--config=configs/sclip.py", *given)
+    assert told.returncode == 0, told.stderr
+    assert "images/s, 1 thread" in told.stdout
+
+
 def test_the_input_is_timed_for_one_thread_and_for_all(tmp_path, corpus):
     told = bench("input", *KEYS, f"--config.data.path={corpus}", "--repeats=1", f"--out={tmp_path / 'input.json'}")
     assert told.returncode == 0, told.stderr
@@ -102,6 +123,7 @@ def test_importing_a_vit_b16_is_timed_beside_reading_its_file(tmp_path):
         (["step", "--config.batchsize=3"], "did you mean 'batch_size'"),
         (["build", "--source=nowhere"], "--source=nowhere is no folder"),
         (["memory", "--kount=3"], "unknown argument --kount=3"),
+        (["transport", "--config=configs/sclip.py:mode=supervised"], "give config.objectives.sclip a weight"),
         (
             ["step", "--out=README.md/x.json", "--repeats=1", *KEYS],
             "README.md, where x.json should be made",

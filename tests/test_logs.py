@@ -105,11 +105,11 @@ def test_the_events_hold_every_value(tmp_path):
 
 def test_waiting_for_input_counts_in_the_row_of_the_time_it_falls_in(tmp_path):
     log = Log(tmp_path, total_steps=2)
-    meter = Meter(log, 2, 1, 0)
+    meter = Meter(log, 2, 1, 0, 16)
     with meter.waiting():  # a batch read ahead: its step ends one row later
         time.sleep(0.05)
     for step in (1, 2):
-        meter.add(step, {"loss": 1.0}, 16)
+        meter.add(step, {"loss": 1.0})
     log.close()
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert 0.5 < first["input_wait"] <= 1 and second["input_wait"] == 0

@@ -18,6 +18,7 @@ from agriclip_jax import main as command
 from agriclip_jax.checkpoint import Checkpoints
 from agriclip_jax.data import pipeline
 from agriclip_jax.data.records import Alive
+from agriclip_jax.data.selection import select
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import tasks
 
@@ -332,9 +333,10 @@ def test_a_first_start_killed_while_it_wrote_who_it_is_starts_again(finished, co
         shutil.copy(finished / name, workdir / name)
     (workdir / f"{stages.IDENTITY[written]}.partial").write_text('{"half')
     config, alive = tiny.config(), Alive.open(corpus)
-    assert not stages.is_finished(workdir, config, alive, extend=False, say=print)
-    tokenizer = stages.run_tokenizer(workdir, config, {}, alive, lambda line: None)
-    stages.prepare_workdir(workdir, config, tokenizer, *stages.what_was_seen(alive))
+    classes, data = stages.what_was_seen(alive)
+    assert not stages.is_finished(workdir, config, data, extend=False, say=print)
+    tokenizer = stages.run_tokenizer(workdir, config, {}, select(alive, "train"), lambda line: None)
+    stages.prepare_workdir(workdir, config, tokenizer, classes, data)
     assert sorted(p.name for p in workdir.iterdir()) == sorted(stages.IDENTITY)
 
 
@@ -344,14 +346,15 @@ def test_another_tokenizer_is_another_run(finished, corpus, tmp_path):
         command.run(arguments(finished, corpus, text__tokenizer=tmp_path / "mine.json"))
 
 
-def test_a_tokenizer_that_is_not_there_is_one_line(corpus, tmp_path):
+def test_a_tokenizer_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"config.text.tokenizer: there is no file /no.json"):
-        stages.run_tokenizer(tmp_path, tiny.config(text__tokenizer="/no.json"), {}, Alive.open(corpus), print)
+        stages.run_tokenizer(tmp_path, tiny.config(text__tokenizer="/no.json"), {}, None, print)
 
 
 def test_captions_that_are_cut_are_counted_and_said(corpus, tmp_path, capsys):
-    stages.run_tokenizer(tmp_path, tiny.config(text__context_length=4), {}, Alive.open(corpus), print)
-    count = len(pipeline.captions(Alive.open(corpus), "train", ("template",)))
+    chosen = select(Alive.open(corpus), "train")
+    stages.run_tokenizer(tmp_path, tiny.config(text__context_length=4), {}, chosen, print)
+    count = len(pipeline.captions(chosen.paired, ("template",)))
     assert capsys.readouterr().out == (
         f"captions: {count} of {count} are longer than config.text.context_length=4 and are cut\n"
     )

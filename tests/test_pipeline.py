@@ -17,6 +17,7 @@ from tiny import have_ended, is_running
 from agriclip_jax.data import pipeline, tokenizers
 from agriclip_jax.data.captions import class_identity, normalise_caption
 from agriclip_jax.data.records import Alive, DatasetRecord, Example, write
+from agriclip_jax.data.selection import Selection, select
 from agriclip_jax.data.views import ViewSpec, crops, decode
 from agriclip_jax.errors import UserError
 
@@ -32,11 +33,12 @@ KEEPS_WORKERS = """
 import multiprocessing, sys, time
 from agriclip_jax.data import pipeline, tokenizers
 from agriclip_jax.data.records import Alive
+from agriclip_jax.data.selection import select
 
 if __name__ == "__main__":
     alive = Alive.open(sys.argv[1])
     batches = pipeline.train_batches(
-        alive, "train", tokenizer=tokenizers.train(["a cow"], 600), context_length=8, views={},
+        select(alive, "train"), tokenizer=tokenizers.train(["a cow"], 600), context_length=8, views={},
         needs=frozenset({"tokens"}), caption_kinds=("template",), batch_size=4, seed=0, threads=0, workers=2,
     )
     next(batches)
@@ -74,7 +76,7 @@ def alive(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(alive):
-    return tokenizers.train(pipeline.captions(alive, "train", ("template",)), 600)
+    return tokenizers.train(pipeline.captions(alive.source("train"), ("template",)), 600)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,8 @@ def batches(alive, tokenizer):
             seed=5,
             threads=1,
         )
-        return pipeline.train_batches(source, "train", **(arguments | changed))
+        chosen = source if isinstance(source, Selection) else select(source, "train")
+        return pipeline.train_batches(chosen, **(arguments | changed))
 
     return build
 
@@ -301,7 +304,7 @@ def test_what_cannot_be_is_one_line(batches, wrong, words):
 
 
 def test_captions_are_distinct_and_the_cut_ones_counted(alive, tokenizer):
-    captions = pipeline.captions(alive, "train", ("template",))
+    captions = pipeline.captions(alive.source("train"), ("template",))
     assert len(captions) == len(set(captions)) == COUNT + 4 + 4
     assert tokenizer.truncated(captions, 64) == 0
     assert tokenizer.truncated(captions, 8) == COUNT  # "rust on coffee" fits, "a photo of ..." does not
@@ -314,8 +317,7 @@ def test_a_kind_is_drawn_first_and_then_one_of_its_captions(tmp_path, tokenizer)
 
     def drawn(*wanted):
         rows = pipeline.train_batches(
-            alive,
-            "train",
+            select(alive, "train"),
             tokenizer=tokenizer,
             context_length=LENGTH,
             views={},
@@ -333,7 +335,7 @@ def test_a_kind_is_drawn_first_and_then_one_of_its_captions(tmp_path, tokenizer)
     assert set(drawn("taxonomy")) == set(several)  # it has none of them
     both = drawn("template", "knowledge")
     assert 160 < both["few words"] < 240 and set(both) == set(several)
-    assert pipeline.captions(alive, "train", ("knowledge",)) == list(several[1:])
+    assert pipeline.captions(alive.source("train"), ("knowledge",)) == list(several[1:])
 
 
 def test_a_crop_of_the_pipeline_is_a_crop_of_the_views(batches):

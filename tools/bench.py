@@ -1,6 +1,7 @@
 """How fast this machine trains: both sides of each ratio in one run, medians over repeats.
 
 python tools/bench.py step  [--config=configs/alive.py] [--config.KEY=VALUE ...]   the training step and the matmul peak
+python tools/bench.py transport [--config=configs/sclip.py]   S-CLIP's step, labels by optimal transport or by softmax
 python tools/bench.py input [--config=configs/alive.py] [--config.KEY=VALUE ...]   the input pipeline, for each core
 python tools/bench.py corpus                                                       drawing the embedded corpus
 python tools/bench.py build [--source=PHOTOS]     photos to an ALive folder, beside a plain loop that reads the same
@@ -19,13 +20,15 @@ import time
 
 from agriclip_jax.errors import UserError, exit_on_user_error
 
+KEYWORDS = tuple(f"leaf {i}" for i in range(100))
+
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("what", choices=tuple(BENCHES))
-    parser.add_argument("--config", default="configs/alive.py", metavar="FILE[:VARIANT]", help="default: %(default)s")
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="default: configs/alive.py; of transport, sclip.py")
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="default: %(default)s")
     parser.add_argument("--source", metavar="PHOTOS", help="for build and import: yours, instead of drawn ones")
     parser.add_argument("--count", type=int, metavar="N", help="photos, the most of memory, or hashes")
@@ -50,10 +53,12 @@ def main() -> None:
 
 
 def load_config(options: argparse.Namespace, rest: list[str]):
-    """The recipe that the command line asks for."""
+    """The recipe that the command line asks for, with keywords in place of those that it would find in the data."""
     from agriclip_jax import config as configs
 
-    return configs.load(options.config, configs.overrides(rest))
+    config = configs.load(options.config or "configs/alive.py", configs.overrides(rest))
+    configs.assign(config, "sclip.phrases", KEYWORDS)
+    return config
 
 
 def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
@@ -65,6 +70,7 @@ def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
     import jax.numpy as jnp
     import numpy as np
 
+    from agriclip_jax import config as configs
     from agriclip_jax import mesh, recipe
     from agriclip_jax.data.tokenizers import train as train_tokenizer
     from agriclip_jax.state import batch_fields
@@ -112,16 +118,75 @@ def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
     memory = compiled.memory_analysis()
     return {
         "device": f"{devices.size} x {devices.devices.flat[0].device_kind}",
-        "images/s": config.batch_size / seconds,
+        "images/s": configs.images_per_step(config) / seconds,
         "seconds/step (median)": seconds,
         "seconds/step (least, most)": f"{min(steps):.3f}, {max(steps):.3f}",
-        "GFLOP/image": operations / config.batch_size / 1e9,
+        "GFLOP/image": operations / configs.images_per_step(config) / 1e9,
         "GFLOP/s of the step": operations / seconds / 1e9,
         "GFLOP/s of a matmul": peak / 1e9,
         "share of the matmul peak": operations / seconds / peak,
         "compile seconds": compile_seconds,
         "temporary memory, MB/device": memory.temp_size_in_bytes / 1e6,
     }
+
+
+def bench_transport(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
+    """What optimal transport adds to S-CLIP's step: 512 images with captions and 512 without, 100 keywords.
+
+    The two steps, which differ in nothing but `sclip.assignment`, are compiled in one process and take turns.
+    """
+    import jax
+    import numpy as np
+    from scipy import stats
+
+    from agriclip_jax import config as configs
+    from agriclip_jax import mesh, recipe
+    from agriclip_jax.data.tokenizers import train as train_tokenizer
+    from agriclip_jax.state import batch_fields
+
+    sizes = {"batch_size": "512", "data.unpaired_batch": "512"}
+    config = configs.load(options.config or "configs/sclip.py", sizes | configs.overrides(rest))
+    if not config.objectives.get("sclip"):
+        raise UserError("config.objectives: transport is S-CLIP's; give config.objectives.sclip a weight")
+    configs.assign(config, "sclip.phrases", KEYWORDS)
+    tokenizer = train_tokenizer(KEYWORDS, 600)
+    devices = mesh.make(config.mesh)
+    sharding = mesh.batch_sharding(devices, config.batch_size)
+    compiled, states, batch = {}, {}, None
+    for assignment in ("ot", "soft"):
+        config.sclip.assignment = assignment
+        learner, init = recipe.learner(config, tokenizer)
+        shardings = mesh.state_sharding(devices, jax.eval_shape(init, jax.random.key(0)))
+        state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+        if batch is None:
+            rows = random_rows(config, recipe.views(config), batch_fields(learner.objectives), tokenizer)
+            batch = mesh.place_batch(rows, sharding)
+        step = jax.jit(learner.step, donate_argnums=0, out_shardings=(shardings, None))
+        compiled[assignment] = step.lower(state, batch).compile()
+        states[assignment], _ = compiled[assignment](state, batch)
+    jax.block_until_ready(states)
+
+    def step_once(assignment: str) -> None:
+        states[assignment], _ = compiled[assignment](states[assignment], batch)
+        jax.block_until_ready(states[assignment])
+
+    times: dict[str, list[tuple[float, float]]] = {assignment: [] for assignment in compiled}
+    for repeat in range(options.repeats):
+        for assignment in sorted(compiled, reverse=bool(repeat % 2)):  # whoever is second finds a warmer machine
+            times[assignment].append(timed(lambda assignment=assignment: step_once(assignment)))
+    figures: dict[str, float | str] = {
+        "device": f"{devices.size} x {devices.devices.flat[0].device_kind}",
+        "images/step": f"{config.batch_size} paired, {config.data.unpaired_batch} unpaired",
+    }
+    for side, name in (("ot", "transport"), ("soft", "softmax")):
+        figures[f"seconds/step (median), {name}"] = float(np.median(np.array(times[side])[:, 0]))
+        figures[f"temporary memory, MB/device, {name}"] = compiled[side].memory_analysis().temp_size_in_bytes / 1e6
+    ratios = np.sort(np.array(times["ot"]) / np.array(times["soft"]), axis=0)
+    beyond = max(int(stats.binom.ppf(0.025, len(ratios), 0.5)) - 1, 0)  # ranks of the median's 95 % interval
+    for of, by in zip(ratios.T, ("by the clock", "by the cores' time"), strict=True):
+        figures[f"transport / softmax, {by}"] = float(np.median(of))
+        figures[f"95 % interval, {by}"] = f"{of[beyond]:.3f}, {of[-1 - beyond]:.3f}"
+    return figures
 
 
 def random_rows(config, views, needs, tokenizer) -> dict:
@@ -132,8 +197,10 @@ def random_rows(config, views, needs, tokenizer) -> dict:
 
     rng, rows = np.random.default_rng(0), {}
     for name, spec in views.items():
-        shape = (config.batch_size, spec.count, spec.size, spec.size, 3)
-        rows[f"image/{name}"] = rng.integers(0, 256, shape, np.uint8)
+        for stream, count in (("", config.batch_size), ("unpaired/", config.data.unpaired_batch)):
+            shape = (count, spec.count, spec.size, spec.size, 3)
+            rows[f"{stream}image/{name}"] = rng.integers(0, 256, shape, np.uint8)
+    rows["mentions"] = rng.random((config.batch_size, len(config.sclip.phrases))) < 0.02
     rows["tokens"] = tokenizer.encode(["a photo of a leaf"] * config.batch_size, config.text.context_length)
     for name in ("caption_id", "class_id"):
         rows[name] = rng.integers(0, 2**31, (config.batch_size, 2)).astype(np.uint32)
@@ -147,6 +214,7 @@ def bench_input(options: argparse.Namespace, rest: list[str]) -> dict[str, float
     """Images/s of the training pipeline by one thread, by all cores' threads and by as many processes."""
     import numpy as np
 
+    from agriclip_jax import config as configs
     from agriclip_jax import recipe
     from agriclip_jax.data import corpus, pipeline
     from agriclip_jax.data.parallel import cores
@@ -155,12 +223,14 @@ def bench_input(options: argparse.Namespace, rest: list[str]) -> dict[str, float
 
     config, repeats = load_config(options, rest), options.repeats
     alive = Alive.open(config.data.path or corpus.ensure())
-    tokenizer = train_tokenizer(pipeline.captions(alive, "train", config.data.caption_kinds), config.text.vocab_size)
+    chosen = recipe.select(config, alive, recipe.replayed(config, alive))
+    captions = pipeline.captions(chosen.captioned(), config.data.caption_kinds)
+    tokenizer = train_tokenizer(captions, config.text.vocab_size)
     learner, _ = recipe.learner(config, tokenizer)
     figures: dict[str, float | str] = {"examples": float(alive.splits["train"]), "cores": float(cores())}
     ways = [("1 thread", 1, 0), (f"{cores()} threads", cores(), 0), (f"{cores()} workers", 0, cores())]
     for name, config.data.threads, config.data.workers in ways[cores() == 1 :]:
-        batches = recipe.batches(config, alive, tokenizer, learner)
+        batches = recipe.batches(config, chosen, tokenizer, learner)
         for _ in range(cores() + 2):
             next(batches)
         clock, cpu = [], []
@@ -168,8 +238,8 @@ def bench_input(options: argparse.Namespace, rest: list[str]) -> dict[str, float
             began, used = time.perf_counter(), time.process_time()
             for _ in range(4):
                 next(batches)
-            clock.append(4 * config.batch_size / (time.perf_counter() - began))
-            cpu.append(4 * config.batch_size / (time.process_time() - used))
+            clock.append(4 * configs.images_per_step(config) / (time.perf_counter() - began))
+            cpu.append(4 * configs.images_per_step(config) / (time.process_time() - used))
         batches.close()
         figures[f"images/s, {name}"] = float(np.median(clock))
         if not config.data.workers:  # whose time is not this process's
@@ -563,6 +633,7 @@ BENCHES = {
     "retrieval": bench_retrieval,
     "duplicates": bench_duplicates,
     "step": bench_step,
+    "transport": bench_transport,
     "input": bench_input,
     "corpus": bench_corpus,
     "build": bench_build,

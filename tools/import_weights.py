@@ -78,7 +78,7 @@ def main() -> int:
     if "text" in found:
         tokenizer = initial.tokenizer(found["text"], config.text.tokenizer)
     else:
-        captions = pipeline.captions(Alive.open(corpus.ensure()), "train", config.data.caption_kinds)
+        captions = pipeline.captions(Alive.open(corpus.ensure()).source("train"), config.data.caption_kinds)
         tokenizer = tokenizers.train(captions, config.text.vocab_size)
         print("text tower: fresh, so that names mean nothing to it; train it, or give --text=SPEC")
     _, init = recipe.learner(config, tokenizer)

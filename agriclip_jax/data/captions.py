@@ -41,7 +41,7 @@ def fill(template: str, phrase: str) -> str:
     """The template with the phrase in place of `{}`; "a photo of a {}" takes it without its own article."""
     before, _, after = template.partition("{}")
     if re.search(r"\b(a|an|the)\s+$", before, re.IGNORECASE):
-        phrase = _without_article(phrase)
+        phrase = without_article(phrase)
     return before + phrase + after
 
 
@@ -69,7 +69,7 @@ def class_identity(class_name: str, dataset: str) -> str:
 
     A bare condition ("healthy", "rust", "others", "3") belongs to its dataset, so it is not one class across crops.
     """
-    identity = _without_article(normalise_caption(class_name))
+    identity = without_article(normalise_caption(class_name))
     return f"{dataset}: {identity}" if is_bare(class_name) else identity
 
 
@@ -306,5 +306,6 @@ _COMMON_NOUNS = _ORGANS | word_set(
 )
 
 
-def _without_article(phrase: str) -> str:
+def without_article(phrase: str) -> str:
+    """A phrase without the "a", "an" or "the" in front of it."""
     return re.sub(r"^(a|an|the)\s+(?=\S)", "", phrase, flags=re.IGNORECASE)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError, near_misses
-from agriclip_jax.objectives import contrastive, distill, gram, ibot, koleo, siglip, start
+from agriclip_jax.objectives import contrastive, distill, gram, ibot, koleo, sclip, siglip, start
 from agriclip_jax.objectives.base import Objective, Parameters, Want, is_chosen
 
 __all__ = ["OBJECTIVES", "Objective", "Parameters", "Want", "build", "is_chosen"]
@@ -19,6 +19,7 @@ OBJECTIVES: dict[str, Callable[[ConfigDict, Mapping[str, Network], Tokenizer], O
     "ibot": ibot.build,
     "koleo": koleo.build,
     "l2_to_start": start.build,
+    "sclip": sclip.build,
     "siglip": siglip.build,
 }
 

@@ -17,12 +17,20 @@ class Want(NamedTuple):
       tower: "image" or "text".
       view: the view for images ("global", "local"); "" for texts.
       masked: whether the patches of the batch's "mask" (bool [batch, views, patches]) are hidden from it.
+      stream: "" for the examples with captions, "unpaired" for those without.
     """
 
     who: str
     tower: str
     view: str = ""
     masked: bool = False
+    stream: str = ""
+
+    @property
+    def field(self) -> str:
+        """The batch field that it is computed from."""
+        name = f"image/{self.view}" if self.tower == "image" else "tokens"
+        return f"{self.stream}/{name}" if self.stream else name
 
 
 def is_chosen(config: ConfigDict, name: str) -> bool:

@@ -250,6 +250,12 @@ def _limits(model: Any) -> Iterator[str]:
         yield f"It was trained computing in {config.dtype}; its parameters are float32."
 
 
+def _images_of(config: Any) -> str:
+    """What a step of a run sees."""
+    unpaired = config.data.unpaired_batch
+    return f"{config.batch_size:,} images" + (f" and {unpaired:,} without captions" if unpaired else "")
+
+
 def _making(model: Any, command: str) -> Iterator[str]:
     config, environment = model.config, read_optional(model.workdir / "environment.json")
     objectives = ", ".join(f"{name} (weight {_short(weight)})" for name, weight in config.objectives.items())
@@ -258,7 +264,7 @@ def _making(model: Any, command: str) -> Iterator[str]:
     made = [
         ["recipe", config.recipe],
         ["objectives", objectives],
-        ["steps", f"{model.step:,} of {config.total_steps:,}, {config.batch_size:,} images each"],
+        ["steps", f"{model.step:,} of {config.total_steps:,}, {_images_of(config)} each"],
         ["seed", str(config.seed)],
         ["device", f"{environment.get('device_count', 1)} x {devices}" if devices else "unknown"],
     ]

@@ -53,7 +53,7 @@ def clip(torch, corpus, tmp_path_factory):
     """A folder of transformers: a CLIP of random weights with a tokenizer of the corpus's words."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = tokenizers.train(pipeline.captions(Alive.open(corpus), "train", ("template",)), 600)
+    tokenizer = tokenizers.train(pipeline.captions(Alive.open(corpus).source("train"), ("template",)), 600)
     ends = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id}
     words = BLOCKS | ends | {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 20}
     vision = BLOCKS | {"image_size": 32, "patch_size": 8}
