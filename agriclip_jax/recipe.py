@@ -1,6 +1,7 @@
 """From a configuration to the things it names: towers, objectives, optimiser, views."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from agriclip_jax import encoders, objectives, optim, rules
+from agriclip_jax import encoders, objectives, optim, peft, rules
 from agriclip_jax.data import pipeline
 from agriclip_jax.data.parallel import cores
 from agriclip_jax.data.pipeline import TrainBatches
@@ -159,15 +160,18 @@ def learner(config: ConfigDict, tokenizer: Tokenizer) -> tuple[Learner, Callable
 
     def fresh(key: jax.Array) -> dict[str, Any]:
         params = init_params(both, chosen, encoders.logit_scale(config.temperature), key)
-        return params | ({"logit_bias": jnp.float32(0)} if config.logit_bias else {})
+        params |= {"logit_bias": jnp.float32(0)} if config.logit_bias else {}
+        return params | peft.fresh(config.peft, params, jax.random.fold_in(key, len(params)))
 
     total = config.total_steps
+    shapes = jax.eval_shape(fresh, jax.random.key(0))
     result = Learner(
         towers=both,
         objectives=chosen,
         weights={name: schedule(config.objectives[name], total, f"config.objectives.{name}") for name in chosen},
-        optimizer=optim.build(config, jax.eval_shape(fresh, jax.random.key(0))),
+        optimizer=optim.build(config, shapes, peft.resting(config.peft, rules.flatten(shapes))),
         momentum=schedule(config.distill.momentum, total, "config.distill.momentum"),
+        effective=functools.partial(peft.effective, scale=config.peft.alpha / config.peft.rank),
     )
 
     def init(key: jax.Array, given: Mapping[str, jax.Array] | None = None) -> State:
