@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from agriclip_jax import config as configs
-from agriclip_jax import inference, initial, mesh, recipe, report
+from agriclip_jax import inference, initial, mesh, peft, recipe, report, rules
 from agriclip_jax.checkpoint import Checkpoints, abstract_state
 from agriclip_jax.data import corpus, pipeline, tokenizers
 from agriclip_jax.data.records import Alive
@@ -24,10 +25,11 @@ from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import tasks, zeroshot
 from agriclip_jax.evaluate.tasks import Task
-from agriclip_jax.files import read_record, write_whole
+from agriclip_jax.files import read_record, write_json, write_whole
 from agriclip_jax.inference import Model
 from agriclip_jax.initial import Source
 from agriclip_jax.logs import Log
+from agriclip_jax.state import Learner
 from agriclip_jax.train import Every, fit
 from agriclip_jax.version import code_version
 
@@ -70,6 +72,7 @@ def train(
     say = print if first else lambda *_, **__: None
     devices = mesh.make(config.mesh)
     sharding = mesh.batch_sharding(devices, config.batch_size)
+    initial.check_general(config)
     if not config.data.path:
         say("data: the embedded corpus (drawn by the project; config.data.path names another ALive folder)", flush=True)
     alive = Alive.open(config.data.path or corpus.ensure())
@@ -88,16 +91,25 @@ def train(
     shapes = jax.eval_shape(init, key)
     shardings = mesh.state_sharding(devices, shapes)
     batches = recipe.batches(config, alive, tokenizer, learner)
-    imported = initial.parameters(sources, shapes.params, shardings.params)
+    without = peft.resting(config.peft, rules.flatten(shapes.params))
+    record = {}
+    if is_run(workdir) and without:
+        imported = initial.general(workdir, config, shapes.params, shardings.params)
+    else:
+        imported = initial.parameters(sources, shapes.params, shardings.params)
+        if sources and config.peft.method != "none":
+            record = {"method": config.peft.method, **count(learner, shapes.params), **initial.record(config, sources)}
     if fresh := initial.fresh(sources, shapes.params, imported):
         say(f"fresh: {', '.join(fresh)}")
     sources.clear()  # a run of ours is a model on the devices
     together("everyone has read the workdir")
     if first:
         held.enter_context(claimed(workdir))
+        if record:
+            write_json(workdir / initial.RECORD, record)
         prepare_workdir(workdir, config, tokenizer, *what_was_seen(alive))
     together("the workdir is written")
-    checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep, without=without)
     newest = checkpoints.latest()
     if newest is None:
         # A first start may have been stopped before its first checkpoint.
@@ -107,18 +119,22 @@ def train(
         if first:
             write_overview(workdir, state.params)
     else:
-        state, position = checkpoints.restore(newest, abstract_state(shapes, shardings))
+        state, position = checkpoints.restore(newest, abstract_state(shapes, shardings), imported)
         try:
             batches.set_state(position)
         except UserError as error:
             raise UserError(f"{workdir / 'checkpoints' / str(newest)}: {error}") from error
         say(f"continuing {workdir} from step {newest}: {describe(shapes.params, devices)}", flush=True)
+    if config.peft.method != "none":
+        trained, parameters = count(learner, shapes.params).values()
+        say(f"{config.peft.method}: {trained:,} of {parameters:,} parameters are trained ({trained / parameters:.2%})")
 
-    model = inference.Model(config, dict(learner.towers), state.params, tokenizer, devices, workdir, newest or 0)
+    params = learner.effective(state.params)
+    model = inference.Model(config, dict(learner.towers), params, tokenizer, devices, workdir, newest or 0)
     validation = tasks.from_alive(alive, "val") if "val" in alive.splits else []
 
     def validate(state: Any) -> tuple[float, dict[str, Any]]:
-        return score(model.at(state.params, int(state.step)), validation)
+        return score(model.at(learner.effective(state.params), int(state.step)), validation)
 
     try:
         log = Log(workdir, total_steps=config.total_steps, start=newest or 0, write=first)
@@ -140,7 +156,7 @@ def train(
         checkpoints.close()
         if not stopped:
             try:
-                finish(model.at(ended.state.params, step), alive, workdir, say, first)
+                finish(model.at(learner.effective(ended.state.params), step), alive, workdir, say, first)
             except KeyboardInterrupt:
                 stopped = True
         if stopped:
@@ -197,7 +213,8 @@ def is_finished(workdir: Path, config: ConfigDict, alive: Alive, *, extend: bool
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; give another --workdir")
     if not is_run(workdir):
-        if workdir.is_dir() and any(p.name.removesuffix(".partial") not in IDENTITY for p in workdir.iterdir()):
+        begun = (*IDENTITY, initial.RECORD)
+        if workdir.is_dir() and any(p.name.removesuffix(".partial") not in begun for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and is no run; give another --workdir")
         return False
     old, data = configs.read(workdir), read_record(workdir / "data.json", "fingerprint")
@@ -291,6 +308,12 @@ def describe(params: Any, devices: Any) -> str:
     kinds = sorted({d.device_kind for d in devices.devices.flat})
     axes = ", ".join(f"{axis}={size}" for axis, size in devices.shape.items() if size > 1) or "one device"
     return f"{count / 1e6:.1f} M parameters on {devices.size} x {'/'.join(kinds)} ({axes})"
+
+
+def count(learner: Learner, params: Any) -> dict[str, int]:
+    """How many numbers are `trained`, and how many `parameters` there are."""
+    of = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    return {"trained": of(learner.optimizer.split(params)[0]), "parameters": of(params)}
 
 
 def write_overview(workdir: Path, params: Any) -> None:

@@ -1,0 +1,337 @@
+"""Small parameters on a frozen general model: what is trained, what is kept on disk, and what towers see."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from agriclip_jax import inference, peft, recipe, rules
+from agriclip_jax import main as command
+from agriclip_jax import mesh as meshes
+from agriclip_jax.checkpoint import Checkpoints
+from agriclip_jax.errors import UserError
+
+QKV = "image/blocks/attention/qkv/kernel"
+UP = "text/blocks/mlp/up/kernel"
+
+
+def options(**given):
+    """`config.peft` of LoRA on both towers."""
+    chosen = {"method": "lora", "towers": ("image", "text"), "also": (), "rank": 3, "alpha": 6.0, "targets": (".*",)}
+    return ConfigDict(chosen | given)
+
+
+def learner(**peft):
+    """The learner of a miniature without distillation, and its state at step 0."""
+    made, init = tiny.learner(
+        tiny.config(**{"objectives__distill": 0, **{f"peft__{key}": value for key, value in peft.items()}})
+    )
+    return made, jax.jit(init)(jax.random.key(0))
+
+
+def random(tree, seed=0):
+    """A tree of random arrays of the same shapes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), jnp.float32), tree)
+
+
+# ---- LoRA as an operation on trees ---------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.integers(1, 5), st.floats(0.1, 32), st.integers(0, 99)
+)
+def test_towers_see_the_frozen_matrix_plus_alpha_over_rank_times_the_product(depth, inputs, outputs, rank, alpha, seed):
+    params = {"image": {"blocks": {"mlp": {"kernel": np.zeros((depth, inputs, outputs), np.float32)}}}}
+    chosen = options(rank=rank, alpha=alpha)
+    params = random(params | peft.fresh(chosen, params, jax.random.key(0)), seed)
+    seen = peft.effective(params, chosen.alpha / chosen.rank)
+    w, small = params["image"]["blocks"]["mlp"]["kernel"], params["lora"]["image"]["blocks"]["mlp"]["kernel"]
+    w, a, b = (np.asarray(x, np.float64) for x in (w, small["a"], small["b"]))
+    wanted = np.stack([w[i] + alpha / rank * a[i] @ b[i] for i in range(depth)])
+    assert set(seen) == {"image"}
+    np.testing.assert_allclose(seen["image"]["blocks"]["mlp"]["kernel"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_the_small_matrices_is_that_of_the_sum_by_the_chain_rule():
+    """d/dA f(W + s A B) = s G B^T and d/dB = s A^T G, where G is the gradient at the sum; float64 oracle."""
+    rng = np.random.default_rng(0)
+    w, a, b, weights = (rng.normal(size=s) for s in ((5, 4), (5, 2), (2, 4), (5, 4)))
+    tree = {"text": {"kernel": w}, "lora": {"text": {"kernel": {"a": a, "b": b}}}}
+    tree = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+    def loss(tree):
+        return jnp.sum(weights * jnp.sin(peft.effective(tree, 0.5)["text"]["kernel"]))
+
+    got = jax.grad(loss)(tree)["lora"]["text"]["kernel"]
+    slope = weights * np.cos(w + 0.5 * a @ b)
+    np.testing.assert_allclose(got["a"], 0.5 * slope @ b.T, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(got["b"], 0.5 * a.T @ slope, rtol=2e-5, atol=1e-6)
+
+
+def test_the_first_of_the_small_matrices_is_normal_with_a_variance_of_one_over_its_inputs_and_the_second_is_zero():
+    shapes = {"image": {"kernel": jax.ShapeDtypeStruct((400, 30), jnp.float32)}}
+    made = peft.fresh(options(rank=100), shapes, jax.random.key(1))["lora"]["image"]["kernel"]
+    assert np.var(made["a"]) == pytest.approx(1 / 400, rel=0.03) and not np.any(made["b"])
+
+
+def test_another_key_gives_each_target_other_numbers():
+    shapes = {"image": {name: jax.ShapeDtypeStruct((4, 4), jnp.float32) for name in ("one", "two")}}
+    made = peft.fresh(options(), shapes, jax.random.key(1))["lora"]["image"]
+    assert np.all(made["one"]["a"] != made["two"]["a"])
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (("image/blocks/attention/qvk/kernel",), "matches no parameter; near ones: image/blocks/attention/qkv/kernel"),
+        (("image/norm/scale",), r"config.peft.targets: image/norm/scale \(32,\) is no matrix"),
+        (("image/blocks/norm1/scale",), r"image/blocks/norm1/scale \(2, 32\) is no matrix; LoRA is for matrices only"),
+        ((), "config.peft.targets: it is empty; name kernels"),
+    ],
+)
+def test_a_target_that_is_none_is_refused_in_one_line(targets, message):
+    with pytest.raises(UserError, match=message):
+        learner(method="lora", targets=targets)
+
+
+# ---- what is trained -----------------------------------------------------------------------------------------------
+
+
+def trained(learner, state):
+    return set(learner.optimizer.split(state.params)[0])
+
+
+def test_lora_trains_its_matrices_and_the_temperature_alone_and_the_optimiser_holds_state_for_no_other():
+    made, state = learner(method="lora")
+    wanted = {f"lora/{tower}/blocks/attention/qkv/kernel/{which}" for tower in ("image", "text") for which in "ab"}
+    assert trained(made, state) == wanted | {"logit_scale"}
+    assert set(state.opt_state[1].mu) == wanted | {"logit_scale"}
+
+
+def test_bias_trains_every_bias_and_no_scale():
+    made, state = learner(method="bias")
+    biases = {p for p in rules.flatten(state.params) if p.endswith("/bias")}
+    assert trained(made, state) == biases | {"logit_scale"} and "image/blocks/norm1/bias" in biases
+
+
+def test_full_trains_everything_and_of_one_tower_only_that():
+    made, state = learner(method="full")
+    assert trained(made, state) == set(rules.flatten(state.params))
+    made, state = learner(method="full", towers=("text",))
+    assert trained(made, state) == {p for p in rules.flatten(state.params) if not p.startswith("image/")}
+
+
+def test_also_trains_what_it_matches_beside_the_method():
+    made, state = learner(method="bias", towers=("image",), also=(".*/projection/kernel",))
+    assert {"image/projection/kernel", "text/projection/kernel", "image/norm/bias"} <= trained(made, state)
+    assert "text/norm/bias" not in trained(made, state)
+    with pytest.raises(UserError, match=r"config.peft: 'image/heads' matches no parameter; near ones: "):
+        learner(method="bias", also=("image/heads",))
+
+
+def test_no_method_leaves_the_recipe_and_its_numbers_as_they_are():
+    made, state = learner()
+    assert peft.resting(options(method="none"), rules.flatten(state.params)) == frozenset()
+    assert made.effective(state.params) is state.params and "lora" not in state.params
+
+
+@pytest.mark.parametrize("method", ["lora", "bias"])
+def test_one_step_moves_what_is_trained_and_leaves_the_rest_at_the_bit(method):
+    made, state = learner(method=method)
+    moved, _ = jax.jit(made.step)(state, tiny.batch())
+    for _ in range(2):  # the first learning rate of a warm-up is 0, and so are the gradients of A while B is
+        moved, _ = jax.jit(made.step)(moved, tiny.batch())
+    before, after = rules.flatten(state.params), rules.flatten(moved.params)
+    assert {path for path in before if not np.array_equal(before[path], after[path])} == trained(made, state)
+
+
+def test_lora_changes_nothing_at_step_0():
+    made, state = learner(method="lora")
+    plain, fresh = learner()
+    with_lora, without = (
+        m.losses(s.params, s, tiny.batch())["contrastive"][0] for m, s in ((made, state), (plain, fresh))
+    )
+    assert float(with_lora) == float(without)
+
+
+def test_the_teacher_follows_the_towers_as_they_are_seen():
+    made, init = tiny.learner(tiny.config(peft__method="lora", distill__momentum=0.75))
+    state = jax.jit(init)(jax.random.key(0))
+    params = state.params | {"lora": random(state.params["lora"])}
+    state = replace(state, params=params)
+    moved, _ = jax.jit(made.step)(state, tiny.batch())
+    seen = rules.flatten(made.effective(moved.params))[QKV]
+    assert np.any(seen != params["image"]["blocks"]["attention"]["qkv"]["kernel"])
+    np.testing.assert_allclose(
+        rules.flatten(moved.teacher)[QKV], 0.75 * rules.flatten(state.teacher)[QKV] + 0.25 * seen, atol=1e-6
+    )
+
+
+def test_any_mesh_gives_the_losses_of_one_device():
+    config = tiny.config(objectives__distill=0, peft__method="lora", peft__targets=("(image|text)/blocks/.*/kernel",))
+    histories = []
+    for spec in ("auto", "data=2,fsdp=2,tensor=2", None):
+        made, init = tiny.learner(config)
+        if spec:
+            mesh = meshes.make(spec)
+            shardings = meshes.state_sharding(mesh, jax.eval_shape(init, jax.random.key(0)))
+            state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+            place = lambda rows, mesh=mesh: meshes.place_batch(rows, meshes.batch_sharding(mesh, 16))  # noqa: E731
+        else:
+            state, place = jax.jit(init)(jax.random.key(0)), lambda rows: rows
+        step, losses = jax.jit(made.step), []
+        for i in range(3):
+            state, metrics = step(state, place(tiny.batch(seed=i)))
+            losses += [float(metrics["loss"]), float(metrics["grad_norm"])]
+        histories.append(losses)
+    np.testing.assert_allclose(histories[0], histories[2], rtol=1e-4)
+    np.testing.assert_allclose(histories[1], histories[2], rtol=1e-4)
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def general(run, tmp_path_factory):
+    """A folder with a copy of the small run, to be moved and changed."""
+    return shutil.copytree(run, tmp_path_factory.mktemp("general") / "all")
+
+
+def arguments(general, workdir, **overrides):
+    size = ("image_size", "views.local.size", "total_steps", "batch_size", "optimizer.learning_rate")
+    keys = {key: tiny.SMALL[key] for key in size} | {"objectives.distill": "0", "views.local.count": "0"}
+    keys |= {"data.path": str(general / "alive"), "init.model": str(general / "workdir"), "text.context_length": "12"}
+    keys |= {"image.unroll": "1", "checkpoint.every": "3", "checkpoint.keep": "9", "peft.method": "lora"}
+    keys |= {key.replace("__", "."): str(value) for key, value in overrides.items()}
+    return [f"--config={tiny.RECIPE}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in keys.items())]
+
+
+@pytest.fixture(scope="module")
+def adapted(general, tmp_path_factory):
+    """The workdir of a run that trained LoRA on top of the small run, and what it said."""
+    workdir = tmp_path_factory.mktemp("adapted") / "lora"
+    assert command.run(arguments(general, workdir)) == 0
+    return workdir
+
+
+def images(count=3):
+    return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8)
+
+
+def bytes_of(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def test_a_checkpoint_holds_what_is_trained_and_is_as_small(general, adapted):
+    saved = Checkpoints(adapted / "checkpoints")._manager.item_metadata(8)["params"]
+    paths = {rules.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(saved)}
+    assert paths == {"logit_scale"} | {
+        f"lora/{tower}/blocks/attention/qkv/kernel/{which}" for tower in ("image", "text") for which in "ab"
+    }
+    whole = bytes_of(general / "workdir" / "checkpoints" / "0" / "params")
+    assert bytes_of(adapted / "checkpoints" / "8" / "params") < whole / 4
+
+
+def test_how_much_is_trained_is_kept_in_the_run(general, adapted):
+    record = json.loads((adapted / "peft.json").read_text(encoding="utf-8"))
+    small = 2 * (32 * 8 + 8 * 96) + (32 * 8 + 8 * 96) + 1
+    assert (record["method"], record["trained"]) == ("lora", small)
+    whole = inference.load(general / "workdir").params
+    towers = jax.tree.leaves([whole["image"], whole["text"]])
+    assert record["parameters"] == small + sum(leaf.size for leaf in towers)
+
+
+def test_the_count_is_printed_at_the_start(general, tmp_path, capsys):
+    command.run(arguments(general, tmp_path / "run", total_steps=1, peft__rank=1))
+    said = capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "peft.json").read_text(encoding="utf-8"))
+    assert record["trained"] == 3 * (32 + 96) + 1  # two layers and one
+    assert f"lora: 385 of {record['parameters']:,} parameters are trained (0.60%)" in said
+
+
+def test_the_model_of_such_a_run_is_its_general_one_plus_what_was_trained(general, adapted):
+    before, after = inference.load(general / "workdir"), inference.load(adapted)
+    assert set(after.params) == {"image", "text", "logit_scale"}
+    changed = {
+        path
+        for path, leaf in rules.flatten(after.params).items()
+        if not np.array_equal(leaf, rules.flatten(before.params)[path])
+    }
+    assert changed == {QKV, QKV.replace("image", "text"), "logit_scale"}
+    assert not np.allclose(before.embed_images(images()), after.embed_images(images()), atol=1e-3)
+
+
+def test_a_stopped_run_continues_to_the_same_bits(general, adapted, tmp_path):
+    workdir = shutil.copytree(adapted, tmp_path / "run")
+    for step in (6, 8):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    for file in ("zeroshot.json", "report.html"):
+        (workdir / file).unlink()
+    assert command.run(arguments(general, workdir)) == 0
+    a, b = (inference.load(folder) for folder in (adapted, workdir))
+    assert a.step == b.step == 8 and a.fingerprint == b.fingerprint
+
+
+def test_a_general_model_that_is_gone_or_another_is_one_line(general, adapted, run, tmp_path):
+    moved = general / "workdir"
+    away = moved.rename(general / "away")
+    try:
+        with pytest.raises(UserError, match=rf"{adapted} keeps only what it trained, on top of {moved}: there is no"):
+            inference.load(adapted)
+        with pytest.raises(UserError, match=r"keeps only what it trained, on top of"):
+            command.run([*arguments(general, adapted, total_steps=9), "--extend"])
+        config = json.loads((away / "config.json").read_text(encoding="utf-8"))
+        shutil.copytree(away, moved)
+        _, init = recipe.learner(ConfigDict(config), inference.load(moved).tokenizer)
+        Checkpoints(moved / "checkpoints").save(replace(jax.jit(init)(jax.random.key(5)), step=jnp.int32(1)), {})
+        Checkpoints(moved / "checkpoints").wait()
+        with pytest.raises(UserError, match=rf"{moved} holds other weights than it was trained on; put them back"):
+            inference.load(adapted)
+        record = json.loads((adapted / "peft.json").read_text(encoding="utf-8"))
+        (adapted / "peft.json").write_text(json.dumps(record | {"model": str(away)}), encoding="utf-8")
+        assert inference.load(adapted).step == 8
+        (adapted / "peft.json").write_text(json.dumps(record), encoding="utf-8")
+    finally:
+        shutil.rmtree(moved, ignore_errors=True)
+        away.rename(moved)
+
+
+def test_a_full_run_keeps_everything_and_needs_its_general_model_no_more(general, tmp_path):
+    away = shutil.copytree(general, tmp_path / "general")
+    assert command.run(arguments(away, tmp_path / "run", peft__method="full", total_steps=1)) == 0
+    shutil.rmtree(away / "workdir")
+    assert inference.load(tmp_path / "run").step == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"init__model": "", "image__patch": 8},
+            "peft.method=lora trains on top of a general model; name it by config.init.model",
+        ),
+        (
+            {"init__text": "clip.pt"},
+            "config.init.text: config.peft.method=lora trains on top of config.init.model",
+        ),
+        ({"peft__method": "lore"}, "config.peft.method: unknown 'lore'; known: none, full, lora, bias"),
+        ({"peft__towers": "('images',)"}, r"config.peft.towers: \('images',\) are not among image, text"),
+        ({"peft__rank": 0}, "config.peft.rank: 0 is not at least 1"),
+        ({"peft__targets": "('nothing',)"}, "config.peft.targets: 'nothing' matches no parameter; near ones"),
+        ({"peft__targets": "(3,)"}, "config.peft.targets: 3 is not a pattern on parameter paths"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_anything_is_written(general, tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        command.run(arguments(general, tmp_path / "run", **overrides))
+    assert not (tmp_path / "run").exists()
