@@ -26,6 +26,8 @@ METHODS: dict[str, str] = {
     "bias": "(.*/)?bias",  # BitFit, arXiv 2106.10199
 }
 
+PLAIN = ("none", "full", "lora", "bias")  # whose models are plain towers
+
 
 def resting(options: Any, paths: Iterable[str]) -> frozenset[str]:
     """Paths of the parameters that stay as the general model has them; checkpoints leave them out.

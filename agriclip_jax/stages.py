@@ -1,6 +1,8 @@
 """A recipe's stages, each a run in a folder of its own: training, or a closed-form fit beside the loop."""
 
 import contextlib
+import copy
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -25,7 +28,7 @@ from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import tasks, zeroshot
 from agriclip_jax.evaluate.tasks import Task
-from agriclip_jax.files import read_record, write_json, write_whole
+from agriclip_jax.files import new_folder, read_record, write_json, write_whole
 from agriclip_jax.inference import Model
 from agriclip_jax.initial import Source
 from agriclip_jax.logs import Log
@@ -270,6 +273,64 @@ def prepare_workdir(
             write_whole(workdir / name, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {workdir} ({error.strerror}); give another --workdir") from None
+
+
+def write_run(
+    out: Path | str,
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    params: Mapping[str, jax.Array],
+    *,
+    step: int = 0,
+    classes: Sequence[Mapping[str, str]] = (),
+) -> str:
+    """Writes parameters as the workdir of a run that trains nothing, which every tool takes.
+
+    Args:
+      out: a folder that is not there yet, or empty.
+      config: of the run; what it would optimise is changed in place.
+      tokenizer: of its text tower.
+      params: arrays by path; those that are left out are fresh. They are donated.
+      step: updates that were made.
+      classes: that were seen in training, as in classes.json.
+
+    Returns:
+      a line about the model.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    at_rest = {"objectives": ConfigDict({"contrastive": 1.0}), "views.local.count": 0, "optimizer.lr_rules": ()}
+    # A checkpoint then holds no optimiser's state, and whatever lies in the towers.
+    at_rest |= {"optimizer.muon": (), "optimizer.weight_decay_rules": (), "optimizer.freeze": ("(image|text)/.*",)}
+    for key, value in at_rest.items():
+        configs.assign(config, key, value)
+    _, init = recipe.learner(config, tokenizer)
+    devices, key = mesh.make("auto"), jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    made = jax.jit(init, out_shardings=mesh.state_sharding(devices, shapes), donate_argnums=1)(key, params)
+    state = dataclasses.replace(made, step=made.step + step)
+    with new_folder(out) as workdir:
+        prepare_workdir(workdir, config, tokenizer, classes, {"fingerprint": "", "path": "", "splits": {}})
+        write_overview(workdir, state.params)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        checkpoints.save(state, {})
+        checkpoints.close()
+    return describe(shapes.params, devices)
+
+
+def write_model(model: Model, out: Path | str) -> str:
+    """Writes a model as the workdir of a run that needs no general one (`config.peft`); else as `write_run`.
+
+    What is left of the method is in its towers: nothing of LoRA, biases and whole towers, the parameters of others.
+    """
+    config = copy.deepcopy(model.config)
+    if config.peft.method in peft.PLAIN:
+        config.peft.method = "none"
+    configs.assign(config, "peft.also", ("(image|text)/.*",) if config.peft.method != "none" else ())
+    params = {path: jnp.copy(leaf) for path, leaf in rules.flatten(model.params).items()}
+    classes = tasks.known_classes(model.workdir)
+    return write_run(out, config, model.tokenizer, params, step=model.step, classes=classes)
 
 
 def what_was_seen(alive: Alive) -> tuple[list[dict[str, str]], dict[str, Any]]:

@@ -12,8 +12,9 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file
 
-from agriclip_jax import inference, peft, recipe, rules
+from agriclip_jax import inference, peft, recipe, rules, stages
 from agriclip_jax import main as command
 from agriclip_jax import mesh as meshes
 from agriclip_jax.checkpoint import Checkpoints
@@ -335,3 +336,51 @@ def test_what_cannot_be_is_one_line_before_anything_is_written(general, tmp_path
     with pytest.raises(UserError, match=message):
         command.run(arguments(general, tmp_path / "run", **overrides))
     assert not (tmp_path / "run").exists()
+
+
+# ---- merged --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def merged(adapted, tmp_path_factory):
+    """The workdir that tools/merge.py made of the adapted run."""
+    out = tmp_path_factory.mktemp("merged") / "run"
+    stages.write_model(inference.load(adapted), out)
+    return out
+
+
+def test_a_merged_run_has_plain_towers_and_the_embeddings_of_its_own(adapted, merged):
+    before, after = inference.load(adapted), inference.load(merged)
+    np.testing.assert_allclose(after.embed_images(images()), before.embed_images(images()), atol=1e-5)
+    np.testing.assert_allclose(after.embed_texts(["an apple"]), before.embed_texts(["an apple"]), atol=1e-5)
+    assert after.logit_scale == before.logit_scale and after.step == 8
+    assert (merged / "classes.json").read_text() == (adapted / "classes.json").read_text()
+    saved = Checkpoints(merged / "checkpoints")._manager.item_metadata(8)["params"]
+    assert set(saved) == {"image", "text", "logit_scale"} and not (merged / "peft.json").exists()
+
+
+def test_merging_by_the_tool_and_exporting_needs_the_general_model_no_more(
+    general, adapted, tmp_path, monkeypatch, capsys
+):
+    status, said = tiny.call(monkeypatch, capsys, "merge.py", "--ckpt", adapted, "--out", tmp_path / "run")
+    assert status == 0 and "0.1 M parameters" in said.out
+    away = (general / "workdir").rename(general / "away")
+    try:
+        exported = ("export.py", "--ckpt", tmp_path / "run", "--format", "safetensors", "--out", tmp_path / "out")
+        assert tiny.call(monkeypatch, capsys, *exported)[0] == 0
+    finally:
+        away.rename(general / "workdir")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_array_equal(written[QKV], rules.flatten(inference.load(adapted).params)[QKV])
+    again = ("merge.py", "--ckpt", tmp_path / "run", "--out", tmp_path / "again")
+    status, said = tiny.call(monkeypatch, capsys, *again)
+    assert status == 2 and "is whole already: config.peft.method is none" in said.err
+
+
+def test_a_merged_run_starts_another_one(merged, general, tmp_path):
+    """Which trains on what the first one learned: LoRA upon LoRA."""
+    again = arguments(general, tmp_path / "run", init__model=merged, total_steps=1)
+    assert command.run(again) == 0
+    np.testing.assert_array_equal(
+        rules.flatten(inference.load(tmp_path / "run").params)[UP], rules.flatten(inference.load(merged).params)[UP]
+    )
