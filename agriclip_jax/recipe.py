@@ -20,6 +20,9 @@ from agriclip_jax.encoders import Network, resnet, text, vit
 from agriclip_jax.schedules import schedule
 from agriclip_jax.state import Learner, State, batch_fields, init_params
 
+# At the top of a tree of parameters, what a model is of; the rest serves its training.
+OF_A_MODEL = ("image", "text", "logit_scale", "logit_bias")
+
 
 def towers(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Network]:
     """The image and the text tower; numbers left at 0 keep the size's own value.

@@ -328,7 +328,8 @@ def write_model(model: Model, out: Path | str) -> str:
     if config.peft.method in peft.PLAIN:
         config.peft.method = "none"
     configs.assign(config, "peft.also", ("(image|text)/.*",) if config.peft.method != "none" else ())
-    params = {path: jnp.copy(leaf) for path, leaf in rules.flatten(model.params).items()}
+    flat = rules.flatten({name: tree for name, tree in model.params.items() if name in recipe.OF_A_MODEL})
+    params = {path: jnp.copy(leaf) for path, leaf in flat.items()}  # which `write_run` uses up
     classes = tasks.known_classes(model.workdir)
     return write_run(out, config, model.tokenizer, params, step=model.step, classes=classes)
 
