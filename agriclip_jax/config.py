@@ -70,6 +70,8 @@ SCHEMA: dict[str, Any] = {
         "rank": int,
         "alpha": NUMBER,
         "targets": (tuple, list),
+        "bottleneck": int,
+        "length": int,
     },
     "image": _TOWER
     | {
@@ -133,9 +135,11 @@ UNSAID: dict[str, Any] = {
     "peft/method": "none",  # what is trained on top of init.model, which else stays as it is: see peft.METHODS
     "peft/towers": TOWERS,  # that it is trained in
     "peft/also": (),  # patterns on parameter paths that train beside it
-    "peft/rank": 8,  # of LoRA's matrices; their product counts alpha / rank times
+    "peft/rank": 8,  # of LoRA's matrices, UniPELT's too; LoRA's product counts alpha / rank times
     "peft/alpha": 16.0,
     "peft/targets": ("(image|text)/blocks/attention/qkv/kernel",),  # patterns: the kernels that LoRA adds to
+    "peft/bottleneck": 64,  # of adapters
+    "peft/length": 10,  # of a prefix, or of prompts, in each block
     "image/mlp": 0,
     "image/norm_eps": 1e-6,
     "image/layers": (),  # blocks of each stage; given, the tower is a ResNet
@@ -180,7 +184,8 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "at least 1",
         lambda v: v >= 1,
         "total_steps batch_size image_size log_every checkpoint/keep embed_dim image/patch views/global/count "
-        "distill/hidden distill/bottleneck distill/prototypes text/vocab_size peft/rank",
+        "distill/hidden distill/bottleneck distill/prototypes text/vocab_size peft/rank "
+        "peft/bottleneck peft/length",
     ),
     (
         "at least 0",

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from agriclip_jax import config as configs
-from agriclip_jax import inference, recipe, rules
+from agriclip_jax import inference, peft, recipe, rules
 from agriclip_jax.data import tokenizers
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import vit
@@ -65,9 +65,14 @@ class Run:
     is_described = True
 
     def __init__(self, path: Path):
-        """Raises `UserError` when it holds no checkpoint."""
+        """Raises `UserError` when it holds no checkpoint, or no plain towers."""
         self.path = path
         self._model = inference.load(path)
+        if peft.added(options := self._model.config.peft):
+            raise UserError(
+                f"{path} has parameters of config.peft.method={options.method} in its towers, which no other run can "
+                "begin with; give the model that it began with"
+            )
         self.towers = {tower: self._model.towers[tower].config for tower in TOWERS}
         image = self._model.config.image
         self.preparation = {name: image[name] for name in ("resize", "crop_share", "filter")}
@@ -332,8 +337,9 @@ def fingerprint(found: Mapping[str, Source]) -> str:
 
 
 def fresh(found: Mapping[str, Source], shapes: Mapping[str, Any], given: Collection[str]) -> list[str]:
-    """Paths of the imported towers' parameters that no source gave: heads of another width."""
-    return [path for path in rules.flatten(shapes) if path.split("/")[0] in found and path not in given]
+    """Paths of the imported towers' own parameters that no source gave: heads of another width."""
+    own = (path for path in rules.flatten(shapes) if path.split("/")[0] in found and not peft.is_added(path))
+    return [path for path in own if path not in given]
 
 
 def _of_both(found: Mapping[str, Source]) -> Source | None:

@@ -5,6 +5,7 @@ matrices lie at the top of the tree, and towers see their product added; what ot
 parameters lies in the blocks themselves (`encoders.layers`).
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,15 +19,37 @@ from agriclip_jax.rules import Rule
 TOWERS = ("image", "text")
 LORA = "lora"  # at the top of the tree of parameters
 
+# What methods add to the blocks of a tower: `encoders.layers.Block`.
+ADDED = r"blocks/((adapter|adapter1|adapter2)/.*|prompts|attention/(prefix|(lora_a|lora_b|gates)/.*))"
+
 # Method -> pattern, below a tower, of what it trains there; all that is no tower's trains with any of them.
 METHODS: dict[str, str] = {
     "none": ".*",  # no general model: an ordinary run
     "full": ".*",
     "lora": "(?!)",  # nothing: its matrices lie at the top
     "bias": "(.*/)?bias",  # BitFit, arXiv 2106.10199
+    "pfeiffer": ADDED,  # arXiv 2005.00247
+    "houlsby": ADDED,  # arXiv 1902.00751
+    "prefix": ADDED,  # arXiv 2101.00190
+    "unipelt": ADDED,  # arXiv 2110.07577
+    "prompts": ADDED,  # VPT-Deep, arXiv 2203.12119
 }
 
-PLAIN = ("none", "full", "lora", "bias")  # whose models are plain towers
+
+def added(options: Any) -> dict[str, Any]:
+    """Fields of `BlockConfig` by which the method of `config.peft` adds to blocks; none for plain towers."""
+    return {
+        "pfeiffer": {"pfeiffer": options.bottleneck},
+        "houlsby": {"houlsby": options.bottleneck},
+        "prefix": {"prefix": options.length},
+        "unipelt": {"pfeiffer": options.bottleneck, "prefix": options.length, "lora": options.rank, "gated": True},
+        "prompts": {"prompts": options.length},
+    }.get(options.method, {})
+
+
+def is_added(path: str) -> bool:
+    """Whether a parameter is one that a method added to the blocks of a tower."""
+    return re.fullmatch(f"({'|'.join(TOWERS)})/{ADDED}", path) is not None
 
 
 def resting(options: Any, paths: Iterable[str]) -> frozenset[str]:

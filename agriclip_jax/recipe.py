@@ -17,6 +17,7 @@ from agriclip_jax.data.records import Alive
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import ViewSpec
 from agriclip_jax.encoders import Network, resnet, text, vit
+from agriclip_jax.errors import UserError
 from agriclip_jax.schedules import schedule
 from agriclip_jax.state import Learner, State, batch_fields, init_params
 
@@ -34,7 +35,7 @@ def towers(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Network]:
     # A tower that was trained elsewhere may have rows to spare; a fresh one has a row for each id.
     rows = config.text.vocab_size if config.init.model or config.init.text else tokenizer.vocab_size
     words = text.TextConfig(
-        _blocks(config, config.text),
+        _blocks(config, "text"),
         vocab_size=rows,
         context_length=config.text.context_length,
         end_id=tokenizer.end_id,
@@ -49,7 +50,7 @@ def towers(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Network]:
 def _vit(config: ConfigDict) -> vit.ViTConfig:
     options = config.image
     return vit.ViTConfig(
-        _blocks(config, options),
+        _blocks(config, "image"),
         patch=options.patch,
         registers=options.registers,
         token_keep=options.token_keep,
@@ -63,6 +64,11 @@ def _vit(config: ConfigDict) -> vit.ViTConfig:
 
 def _resnet(config: ConfigDict) -> resnet.ResNetConfig:
     options = config.image
+    if peft.added(config.peft) and "image" in config.peft.towers:
+        raise UserError(
+            f"config.peft.method={config.peft.method} adds to a transformer's blocks, and the image tower is a ResNet; "
+            "give config.peft.towers as ('text',), or another method"
+        )
     return resnet.ResNetConfig(
         tuple(options.layers),
         width=options.width,
@@ -74,7 +80,8 @@ def _resnet(config: ConfigDict) -> resnet.ResNetConfig:
     )
 
 
-def _blocks(config: ConfigDict, options: ConfigDict) -> encoders.layers.BlockConfig:
+def _blocks(config: ConfigDict, tower: str) -> encoders.layers.BlockConfig:
+    options = config[tower]
     sizes = {name: options[name] for name in ("width", "depth", "heads", "mlp") if options[name]}
     return encoders.block_config(
         options.size,
@@ -85,6 +92,7 @@ def _blocks(config: ConfigDict, options: ConfigDict) -> encoders.layers.BlockCon
         unroll=options.unroll,
         dtype=config.dtype,
         remat=config.remat,
+        **(peft.added(config.peft) if tower in config.peft.towers else {}),
         **sizes,
     )
 

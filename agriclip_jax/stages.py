@@ -325,9 +325,9 @@ def write_model(model: Model, out: Path | str) -> str:
     What is left of the method is in its towers: nothing of LoRA, biases and whole towers, the parameters of others.
     """
     config = copy.deepcopy(model.config)
-    if config.peft.method in peft.PLAIN:
-        config.peft.method = "none"
-    configs.assign(config, "peft.also", ("(image|text)/.*",) if config.peft.method != "none" else ())
+    adds = bool(peft.added(config.peft))
+    config.peft.method = config.peft.method if adds else "none"
+    configs.assign(config, "peft.also", ("(image|text)/.*",) if adds else ())
     flat = rules.flatten({name: tree for name, tree in model.params.items() if name in recipe.OF_A_MODEL})
     params = {path: jnp.copy(leaf) for path, leaf in flat.items()}  # which `write_run` uses up
     classes = tasks.known_classes(model.workdir)

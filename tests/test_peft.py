@@ -1,6 +1,7 @@
 """Small parameters on a frozen general model: what is trained, what is kept on disk, and what towers see."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
+from agriclip_jax import config as configs
 from agriclip_jax import inference, peft, recipe, rules, stages
 from agriclip_jax import main as command
 from agriclip_jax import mesh as meshes
@@ -132,6 +134,43 @@ def test_full_trains_everything_and_of_one_tower_only_that():
     assert trained(made, state) == {p for p in rules.flatten(state.params) if not p.startswith("image/")}
 
 
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ("pfeiffer", "adapter/down adapter/norm adapter/up"),
+        ("houlsby", "adapter1/down adapter1/up adapter2/down adapter2/up"),
+        ("prefix", "attention/prefix"),
+        ("prompts", "prompts"),
+        (
+            "unipelt",
+            "adapter/down adapter/gate adapter/norm adapter/up attention/gates attention/lora_a attention/lora_b "
+            "attention/prefix",
+        ),
+    ],
+)
+def test_what_a_method_adds_to_the_blocks_is_what_it_trains(method, parts):
+    made, state = learner(method=method)
+    layers = {re.sub("/(kernel|bias|scale)$", "", path) for path in trained(made, state)}
+    wanted = {f"{tower}/blocks/{part}" for tower in ("image", "text") for part in parts.split()}
+    assert layers == wanted | {"logit_scale"}
+    made, state = learner(method=method, towers=("text",))
+    assert not [path for path in rules.flatten(state.params) if path.startswith("image/") and peft.is_added(path)]
+
+
+def test_a_resnet_has_no_blocks_to_add_to():
+    resnet = {
+        "image__layers": (1, 1, 1, 1),
+        "image__width": 8,
+        "image__heads": 2,
+        "image_size": 32,
+        "objectives__distill": 0,
+    }
+    with pytest.raises(
+        UserError, match=r"peft.method=pfeiffer adds to a transformer's blocks, and the image tower is a R"
+    ):
+        tiny.learner(tiny.config(**resnet, views__local__count=0, peft__method="pfeiffer"))
+
+
 def test_also_trains_what_it_matches_beside_the_method():
     made, state = learner(method="bias", towers=("image",), also=(".*/projection/kernel",))
     assert {"image/projection/kernel", "text/projection/kernel", "image/norm/bias"} <= trained(made, state)
@@ -146,12 +185,11 @@ def test_no_method_leaves_the_recipe_and_its_numbers_as_they_are():
     assert made.effective(state.params) is state.params and "lora" not in state.params
 
 
-@pytest.mark.parametrize("method", ["lora", "bias"])
-def test_one_step_moves_what_is_trained_and_leaves_the_rest_at_the_bit(method):
-    made, state = learner(method=method)
-    moved, _ = jax.jit(made.step)(state, tiny.batch())
-    for _ in range(2):  # the first learning rate of a warm-up is 0, and so are the gradients of A while B is
-        moved, _ = jax.jit(made.step)(moved, tiny.batch())
+def test_steps_move_what_is_trained_and_leave_the_rest_at_the_bit():
+    made, state = learner(method="lora")
+    step, moved = jax.jit(made.step), state
+    for _ in range(3):  # the first learning rate of a warm-up is 0, and so are the gradients of A while B is
+        moved, _ = step(moved, tiny.batch())
     before, after = rules.flatten(state.params), rules.flatten(moved.params)
     assert {path for path in before if not np.array_equal(before[path], after[path])} == trained(made, state)
 
@@ -178,10 +216,10 @@ def test_the_teacher_follows_the_towers_as_they_are_seen():
     )
 
 
-def test_any_mesh_gives_the_losses_of_one_device():
-    config = tiny.config(objectives__distill=0, peft__method="lora", peft__targets=("(image|text)/blocks/.*/kernel",))
+def test_a_sharded_mesh_gives_the_losses_of_one_device():
+    config = tiny.config(objectives__distill=0, views__local__count=0, peft__method="lora", image__depth=1)
     histories = []
-    for spec in ("auto", "data=2,fsdp=2,tensor=2", None):
+    for spec in ("data=2,fsdp=2,tensor=2", None):
         made, init = tiny.learner(config)
         if spec:
             mesh = meshes.make(spec)
@@ -195,8 +233,7 @@ def test_any_mesh_gives_the_losses_of_one_device():
             state, metrics = step(state, place(tiny.batch(seed=i)))
             losses += [float(metrics["loss"]), float(metrics["grad_norm"])]
         histories.append(losses)
-    np.testing.assert_allclose(histories[0], histories[2], rtol=1e-4)
-    np.testing.assert_allclose(histories[1], histories[2], rtol=1e-4)
+    np.testing.assert_allclose(*histories, rtol=1e-4)
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------
@@ -250,14 +287,6 @@ def test_how_much_is_trained_is_kept_in_the_run(general, adapted):
     whole = inference.load(general / "workdir").params
     towers = jax.tree.leaves([whole["image"], whole["text"]])
     assert record["parameters"] == small + sum(leaf.size for leaf in towers)
-
-
-def test_the_count_is_printed_at_the_start(general, tmp_path, capsys):
-    command.run(arguments(general, tmp_path / "run", total_steps=1, peft__rank=1))
-    said = capsys.readouterr().out
-    record = json.loads((tmp_path / "run" / "peft.json").read_text(encoding="utf-8"))
-    assert record["trained"] == 3 * (32 + 96) + 1  # two layers and one
-    assert f"lora: 385 of {record['parameters']:,} parameters are trained (0.60%)" in said
 
 
 def test_the_model_of_such_a_run_is_its_general_one_plus_what_was_trained(general, adapted):
@@ -325,7 +354,7 @@ def test_a_full_run_keeps_everything_and_needs_its_general_model_no_more(general
             {"init__text": "clip.pt"},
             "config.init.text: config.peft.method=lora trains on top of config.init.model",
         ),
-        ({"peft__method": "lore"}, "config.peft.method: unknown 'lore'; known: none, full, lora, bias"),
+        ({"peft__method": "lore"}, "config.peft.method: unknown 'lore'; known: none, full, lora, bias, pfeiffer"),
         ({"peft__towers": "('images',)"}, r"config.peft.towers: \('images',\) are not among image, text"),
         ({"peft__rank": 0}, "config.peft.rank: 0 is not at least 1"),
         ({"peft__targets": "('nothing',)"}, "config.peft.targets: 'nothing' matches no parameter; near ones"),
@@ -377,10 +406,66 @@ def test_merging_by_the_tool_and_exporting_needs_the_general_model_no_more(
     assert status == 2 and "is whole already: config.peft.method is none" in said.err
 
 
-def test_a_merged_run_starts_another_one(merged, general, tmp_path):
-    """Which trains on what the first one learned: LoRA upon LoRA."""
-    again = arguments(general, tmp_path / "run", init__model=merged, total_steps=1)
-    assert command.run(again) == 0
+def test_a_merged_run_starts_another_one_which_says_how_much_it_trains(merged, general, tmp_path, capsys):
+    """LoRA upon LoRA."""
+    assert command.run(arguments(general, tmp_path / "run", init__model=merged)) == 0
+    record = json.loads((tmp_path / "run" / "peft.json").read_text(encoding="utf-8"))
+    trained, parameters = record["trained"], record["parameters"]
+    said = f"lora: {trained:,} of {parameters:,} parameters are trained ({trained / parameters:.2%})"
+    assert said in capsys.readouterr().out
     np.testing.assert_array_equal(
         rules.flatten(inference.load(tmp_path / "run").params)[UP], rules.flatten(inference.load(merged).params)[UP]
     )
+
+
+# ---- methods in the blocks -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def united(general, tmp_path_factory):
+    """The workdir of a run by UniPELT, from the recipe, on top of the small run."""
+    workdir = tmp_path_factory.mktemp("united") / "run"
+    own = [part for part in arguments(general, workdir, total_steps=2) if "peft.method" not in part]
+    assert command.run(["--config=configs/peft.py:method=unipelt", *own[1:], "--config.peft.bottleneck=4"]) == 0
+    return workdir
+
+
+def test_a_run_of_what_is_added_to_blocks_keeps_that_alone(general, united):
+    saved = Checkpoints(united / "checkpoints")._manager.item_metadata(2)["params"]
+    paths = {rules.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(saved)}
+    assert paths == {p for p in rules.flatten(inference.load(united).params) if peft.is_added(p)} | {"logit_scale"}
+    before, after = (rules.flatten(inference.load(w).params) for w in (general / "workdir", united))
+    assert all(np.array_equal(after[path], before[path]) for path in set(after) - paths)
+
+
+def test_merged_it_is_whole_with_what_was_added(general, united, tmp_path, monkeypatch, capsys):
+    status, _ = tiny.call(monkeypatch, capsys, "merge.py", "--ckpt", united, "--out", tmp_path / "run")
+    assert status == 0
+    before = inference.load(united)
+    away = (general / "workdir").rename(general / "away")
+    try:
+        after = inference.load(tmp_path / "run")
+        np.testing.assert_allclose(after.embed_images(images()), before.embed_images(images()), atol=1e-5)
+        np.testing.assert_allclose(after.embed_texts(["an apple"]), before.embed_texts(["an apple"]), atol=1e-5)
+    finally:
+        away.rename(general / "workdir")
+    for chosen in ("hf", "open_clip", "safetensors"):
+        exported = ("export.py", "--ckpt", tmp_path / "run", "--format", chosen, "--out", tmp_path / chosen)
+        status, said = tiny.call(monkeypatch, capsys, *exported)
+        assert status == 2 and "a file of weights has no place for 26 parameters that config.peft added" in said.err
+        assert said.err.count("\n") == 1 and not (tmp_path / chosen).exists()
+    with pytest.raises(
+        UserError, match=r"has parameters of config.peft.method=unipelt in its towers, which no other run"
+    ):
+        command.run(arguments(general, tmp_path / "other", init__model=tmp_path / "run"))
+
+
+@pytest.mark.parametrize("method", ["", "method=prompts", "photos,method=full", "b16,method=houlsby"])
+def test_the_recipe_has_every_method_on_every_variant_and_asks_for_a_general_model(method, tmp_path):
+    config = configs.load(f"configs/peft.py:{method}")
+    assert config.peft.method == (method.rpartition("method=")[2] or "lora") and not config.objectives.distill
+    assert tuple(config.peft.towers) == (("image",) if "prompts" in method else ("image", "text"))
+    with pytest.raises(UserError, match=r"trains on top of a general model; name it by config.init.model"):
+        command.run([f"--config=configs/peft.py:{method}", f"--workdir={tmp_path / 'run'}"])
+    with pytest.raises(UserError, match=r"configs/peft.py has no 'method=lor'; did you mean 'method=lora'"):
+        configs.load("configs/peft.py:method=lor")
