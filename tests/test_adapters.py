@@ -165,8 +165,14 @@ def test_a_tower_without_any_has_the_parameters_it_always_had():
     assert {path for path in own if path.startswith("blocks/")} == {f"blocks/{part}" for part in parts}
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("more", [{}, {"causal": False}, {"causal": False, "pool": "mean"}])
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        *((method, {}) for method in METHODS),
+        ("unipelt", {"causal": False}),
+        ("prompts", {"causal": False, "pool": "mean"}),
+    ],
+)
 def test_what_follows_the_end_of_a_text_changes_nothing(method, more):
     tower = encoders.text_tower(dataclasses.replace(added(WORDS, method), **more))
     params = random(tower.init(jax.random.key(0)))
@@ -176,8 +182,14 @@ def test_what_follows_the_end_of_a_text_changes_nothing(method, more):
     np.testing.assert_allclose(tower(params, TOKENS[:1, :4]), tower(params, TOKENS)[:1], atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("more", [{}, {"pool": "mean", "registers": 2, "rotary_base": 100.0}, {"pool": "attention"}])
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        *((method, {}) for method in METHODS),
+        ("unipelt", {"pool": "mean", "registers": 2, "rotary_base": 100.0}),
+        ("prompts", {"pool": "attention"}),
+    ],
+)
 def test_pictures_of_where_a_tower_looks_have_a_cell_for_each_patch(method, more):
     tower = encoders.image_tower(dataclasses.replace(added(IMAGE, method), **more))
     params = random(tower.init(jax.random.key(0)))

@@ -49,7 +49,7 @@ def random(tree, seed=0):
 # ---- LoRA as an operation on trees ---------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(
     st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.integers(1, 5), st.floats(0.1, 32), st.integers(0, 99)
 )
@@ -449,7 +449,7 @@ def test_merged_it_is_whole_with_what_was_added(general, united, tmp_path, monke
         np.testing.assert_allclose(after.embed_texts(["an apple"]), before.embed_texts(["an apple"]), atol=1e-5)
     finally:
         away.rename(general / "workdir")
-    for chosen in ("hf", "open_clip", "safetensors"):
+    for chosen in ("hf", "safetensors"):
         exported = ("export.py", "--ckpt", tmp_path / "run", "--format", chosen, "--out", tmp_path / chosen)
         status, said = tiny.call(monkeypatch, capsys, *exported)
         assert status == 2 and "a file of weights has no place for 26 parameters that config.peft added" in said.err
