@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -40,8 +41,11 @@ class Checkpoints:
     (the iterator's position after the last batch that the state consumed). Saving is asynchronous and atomic.
     """
 
-    def __init__(self, folder: str | Path, *, latest: int = 2):
+    def __init__(self, folder: str | Path, *, latest: int = 2, without: Collection[str] = ()):
         """Opens or creates a folder that keeps the `latest` newest checkpoints and the best scored one.
+
+        Args:
+          without: paths of parameters that `params` leaves out, for they never change and lie elsewhere.
 
         Raises:
           UserError: when the folder cannot be made.
@@ -52,7 +56,7 @@ class Checkpoints:
                 keep.BestN(get_metric_fn=lambda m: m[SCORE], n=1, keep_checkpoints_without_metrics=False),
             ]
         )
-        self.folder = Path(folder).absolute()
+        self.folder, self._without = Path(folder).absolute(), frozenset(without)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Orbax stores metrics only when it is told how to rank them, although the policy decides what is kept.
@@ -76,7 +80,9 @@ class Checkpoints:
         Raises:
           RunFailure: when an earlier save failed (a full disk): the older checkpoints stay.
         """
-        items = {"params": state.params, "rest": _rest(state)} | ({"teacher": state.teacher} if state.teacher else {})
+        items = {"params": self._kept(state.params), "rest": _rest(state)} | (
+            {"teacher": state.teacher} if state.teacher else {}
+        )
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         try:
             self._manager.save(
@@ -118,16 +124,19 @@ class Checkpoints:
         """Whether the platform asked this job of several processes to stop; the same answer on all of them."""
         return self._manager.reached_preemption(step)
 
-    def restore(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
+    def restore(
+        self, step: int, abstract: State, elsewhere: Mapping[str, jax.Array] = MappingProxyType({})
+    ) -> tuple[State, dict[str, Any]]:
         """The state and the data position of a step, on the shardings of `abstract`, whatever wrote it.
 
         Args:
           abstract: a state of `jax.ShapeDtypeStruct` with shardings.
+          elsewhere: parameters by path, with those that checkpoints are `without`.
 
         Raises:
           UserError: when the checkpoint holds other parameters than `abstract`; they are named.
         """
-        trees = {"params": abstract.params, "rest": _rest(abstract)}
+        trees = {"params": self._kept(abstract.params), "rest": _rest(abstract)}
         trees |= {"teacher": abstract.teacher} if abstract.teacher else {}
         items = self._restore(step, trees, data=ocp.args.JsonRestore())
         leaves = rules.flatten(items["rest"])
@@ -139,13 +148,26 @@ class Checkpoints:
             for name in REST
         }
         state = dataclasses.replace(
-            abstract, params=items["params"], teacher=items["teacher"] if abstract.teacher else {}, **rest
+            abstract,
+            params=self._whole(items["params"], elsewhere),
+            teacher=items["teacher"] if abstract.teacher else {},
+            **rest,
         )
         return state, items["data"]
 
-    def restore_item(self, step: int, name: str, abstract: Any) -> Any:
-        """One item of a step (`params` or `teacher`) on the shapes and shardings of `abstract`."""
-        return self._restore(step, {name: abstract})[name]
+    def restore_item(
+        self, step: int, name: str, abstract: Any, elsewhere: Mapping[str, jax.Array] = MappingProxyType({})
+    ) -> Any:
+        """One item of a step (`params` or `teacher`) as `restore` gives it; `abstract`: its shapes and shardings."""
+        if name != "params":
+            return self._restore(step, {name: abstract})[name]
+        return self._whole(self._restore(step, {name: self._kept(abstract)})[name], elsewhere)
+
+    def _kept(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        return rules.unflatten({p: v for p, v in rules.flatten(params).items() if p not in self._without})
+
+    def _whole(self, params: Mapping[str, Any], elsewhere: Mapping[str, jax.Array]) -> dict[str, Any]:
+        return rules.unflatten(rules.flatten(params) | {path: elsewhere[path] for path in self._without})
 
     def _restore(self, step: int, trees: Mapping[str, Any], **more: Any) -> Any:
         try:

@@ -15,6 +15,7 @@ from agriclip_jax.data.records import CAPTION_KINDS
 from agriclip_jax.data.views import FILTERS, RESIZES
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import read_record
+from agriclip_jax.peft import METHODS, TOWERS
 from agriclip_jax.rules import flatten
 
 STAGES = ("train", "align")
@@ -78,6 +79,16 @@ SCHEMA: dict[str, Any] = {
     "objectives": FREE,
     "views": {"global": _VIEW, "local": _VIEW},
     "init": {"model": str, "image": str, "text": str, "teacher": bool, "aligner": str, "aligner_variance": NUMBER},
+    "peft": {
+        "method": str,
+        "towers": (tuple, list),
+        "also": (tuple, list),
+        "rank": int,
+        "alpha": NUMBER,
+        "targets": (tuple, list),
+        "bottleneck": int,
+        "length": int,
+    },
     "image": _TOWER
     | {
         "layers": (tuple, list),
@@ -162,6 +173,14 @@ UNSAID: dict[str, Any] = {
     "init/teacher": False,  # of a run, whether its image tower is the student's moving average
     "init/aligner": "",  # AgriCLIP's: projects an image tower without a head into another model's space
     "init/aligner_variance": 0.0,  # of the features it was fitted on, to correct its bias by; 0: as released
+    "peft/method": "none",  # what is trained on top of init.model, which else stays as it is: see peft.METHODS
+    "peft/towers": TOWERS,  # that it is trained in
+    "peft/also": (),  # patterns on parameter paths that train beside it
+    "peft/rank": 8,  # of LoRA's matrices, UniPELT's too; LoRA's product counts alpha / rank times
+    "peft/alpha": 16.0,
+    "peft/targets": ("(image|text)/blocks/attention/qkv/kernel",),  # patterns: the kernels that LoRA adds to
+    "peft/bottleneck": 64,  # of adapters
+    "peft/length": 10,  # of a prefix, or of prompts, in each block
     "image/mlp": 0,
     "image/norm_eps": 1e-6,
     "image/layers": (),  # blocks of each stage; given, the tower is a ResNet
@@ -228,7 +247,8 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "at least 1",
         lambda v: v >= 1,
         "total_steps batch_size image_size log_every checkpoint/keep embed_dim image/patch views/global/count "
-        "distill/hidden distill/bottleneck distill/prototypes text/vocab_size",
+        "distill/hidden distill/bottleneck distill/prototypes text/vocab_size peft/rank "
+        "peft/bottleneck peft/length",
     ),
     (
         "at least 0",
@@ -272,7 +292,7 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "above 0",
         lambda v: v > 0,
-        "image/layers temperature distill/student_temperature distill/teacher_temperature "
+        "peft/alpha image/layers temperature distill/student_temperature distill/teacher_temperature "
         "views/global/ratio views/global/sigma views/local/ratio views/local/sigma",
     ),
 )
@@ -490,7 +510,7 @@ def check(config: ConfigDict) -> None:
             for part in value if isinstance(value, tuple | list) else (value,):
                 if not isinstance(part, NUMBER) or not holds(part):
                     raise UserError(f"config.{path.replace('/', '.')}: {part!r} is not {words}")
-    for path in ("optimizer/muon", "optimizer/freeze"):
+    for path in ("optimizer/muon", "optimizer/freeze", "peft/targets", "peft/also"):
         if wrong := [part for part in flat[path] if not isinstance(part, str)]:
             raise UserError(f"config.{path.replace('/', '.')}: {wrong[0]!r} is not a pattern on parameter paths")
     if flat.get("objectives/distill") and flat["views/global/count"] + flat["views/local/count"] < 2:
@@ -504,10 +524,13 @@ def check(config: ConfigDict) -> None:
         "image/resize": RESIZES,
         "image/filter": FILTERS,
         "distill/centring": CENTRINGS,
+        "peft/method": METHODS,
     }
     for path, known in names.items():
         if flat[path] not in known:
             raise UserError(f"config.{path.replace('/', '.')}: unknown {flat[path]!r}; known: {', '.join(known)}")
+    if not flat["peft/towers"] or not set(flat["peft/towers"]) <= set(TOWERS):
+        raise UserError(f"config.peft.towers: {flat['peft/towers']!r} are not among {', '.join(TOWERS)}")
     if flat["dtype"] not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype: unknown {flat['dtype']!r}; known: bfloat16, float32")
     if flat["data/path"] and not Path(flat["data/path"]).is_dir():

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from agriclip_jax import config as configs
 from agriclip_jax import mesh as meshes
-from agriclip_jax import recipe
+from agriclip_jax import peft, recipe, rules
 from agriclip_jax.checkpoint import Checkpoints
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import EvalView
@@ -182,7 +182,8 @@ def load(workdir: str | Path, *, step: int | str | None = None, use: str = "stud
       use: "student", or "teacher" for the image tower that is the student's moving average.
 
     Raises:
-      UserError: when the folder is no workdir, has no such checkpoint, or has no teacher.
+      UserError: when the folder is no workdir, has no such checkpoint, or has no teacher; or when it keeps only what
+        it trained (`config.peft`) and the model it began with is gone or another.
     """
     workdir = Path(workdir)
     if use not in ("student", "teacher"):
@@ -196,7 +197,16 @@ def load(workdir: str | Path, *, step: int | str | None = None, use: str = "stud
     tokenizer = Tokenizer.load(workdir / "tokenizer.json")
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet; train longer, or set config.checkpoint.every")
-    checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep)
+    try:
+        learner, init = recipe.learner(config, tokenizer)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{workdir / 'config.json'} is damaged or of another version of agriclip_jax ({error}); restore it, or "
+            "train anew"
+        ) from error
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    without = peft.resting(config.peft, rules.flatten(shapes.params))
+    checkpoints = Checkpoints(workdir / "checkpoints", latest=config.checkpoint.keep, without=without)
     have = ", ".join(map(str, checkpoints.steps())) or "none"
     if step == "best":
         found = checkpoints.best()
@@ -208,19 +218,16 @@ def load(workdir: str | Path, *, step: int | str | None = None, use: str = "stud
             asked = "the newest step" if step is None else f"step {step}"
             raise UserError(f"{workdir} holds no checkpoint of {asked}; it has: {have}")
     step = found
-    try:
-        learner, init = recipe.learner(config, tokenizer)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{workdir / 'config.json'} is damaged or of another version of agriclip_jax ({error}); restore it, or "
-            "train anew"
-        ) from error
     meshes.keep_compiled()
     mesh = meshes.make("auto")
-    shapes = jax.eval_shape(init, jax.random.key(0))
     whole = NamedSharding(mesh, PartitionSpec())
     abstract = lambda tree: jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), tree)  # noqa: E731
-    params = checkpoints.restore_item(step, "params", abstract(shapes.params))
+    general = {}
+    if without:
+        from agriclip_jax import initial  # which loads runs by this module
+
+        general = initial.general(workdir, config, shapes.params, jax.tree.map(lambda _: whole, shapes.params))
+    params = learner.effective(checkpoints.restore_item(step, "params", abstract(shapes.params), general))
     if use == "teacher":
         if "image" not in shapes.teacher:
             raise UserError(f"{workdir} has no teacher: its objectives train none; give --use=student")

@@ -1,5 +1,7 @@
 """What a run starts from instead of fresh weights: towers of others, adopted into its configuration and its state."""
 
+import copy
+import hashlib
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -12,16 +14,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from agriclip_jax import config as configs
-from agriclip_jax import inference, recipe, rules
+from agriclip_jax import inference, peft, recipe, rules
 from agriclip_jax.data import tokenizers
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import vit
 from agriclip_jax.errors import UserError
+from agriclip_jax.files import read_record
 from agriclip_jax.weights import beside, hub, importing
 from agriclip_jax.weights.families import Tower
 
 TOWERS = ("image", "text")
 STAGE = "stage:"
+RECORD = "peft.json"  # in the workdir of a run of `config.peft`: its general model, and how much of it is trained
 
 # What no array shows. Where no file says it either it is assumed; set by hand, it is what was set.
 ASSUMED = (
@@ -63,9 +67,19 @@ class Run:
     is_described = True
 
     def __init__(self, path: Path, use: str = "student"):
-        """Raises `UserError` when it holds no checkpoint, or no image tower to `use` ("student", "teacher")."""
+        """Raises `UserError` when it holds no checkpoint, no plain towers, or no image tower to `use`.
+
+        Args:
+          path: its workdir.
+          use: whose image tower, "student" or "teacher".
+        """
         self.path = path
         self._model = inference.load(path, use=use)
+        if peft.added(options := self._model.config.peft):
+            raise UserError(
+                f"{path} has parameters of config.peft.method={options.method} in its towers, which no other run can "
+                "begin with; give the model that it began with"
+            )
         self.towers = {tower: self._model.towers[tower].config for tower in TOWERS}
         image = self._model.config.image
         self.preparation = {name: image[name] for name in ("resize", "crop_share", "filter")}
@@ -77,6 +91,18 @@ class Run:
     def scale(self) -> Mapping[str, np.ndarray]:
         params = self._model.params
         return {name: np.asarray(params[name]) for name in ("logit_scale", "logit_bias") if name in params}
+
+
+def check_general(config: ConfigDict) -> None:
+    """Raises `UserError` when `config.peft` has no general model to train on top of, or the towers have several."""
+    method, others = config.peft.method, [name for name in ("image", "text", "aligner") if config.init[name]]
+    if method != "none" and not config.init.model:
+        raise UserError(f"config.peft.method={method} trains on top of a general model; name it by config.init.model")
+    if method != "none" and others:
+        raise UserError(
+            f"config.init.{others[0]}: config.peft.method={method} trains on top of config.init.model alone; make one "
+            "run of several towers by tools/import_weights.py"
+        )
 
 
 def sources(config: ConfigDict, stages: Path | None = None) -> dict[str, Source]:
@@ -290,9 +316,58 @@ def parameters(
     return given
 
 
+def general(
+    workdir: Path, config: ConfigDict, shapes: Mapping[str, Any], shardings: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """The parameters by path that a run of `config.peft` leaves out of its checkpoints: those it began with.
+
+    Args:
+      workdir: of the run.
+      config: that it keeps.
+      shapes: of its tree of parameters.
+      shardings: likewise.
+
+    Raises:
+      UserError: the general model is gone, or no longer what it was.
+    """
+    record = read_record(workdir / RECORD, "model", "fingerprint")
+    config = copy.deepcopy(config)
+    configs.assign(config, "init.model", record["model"])
+    try:
+        found = sources(config)
+        given = parameters(found, shapes, shardings)
+        unchanged = fingerprint(found) == record["fingerprint"]
+    except UserError as error:
+        raise UserError(f"{workdir} keeps only what it trained, on top of {record['model']}: {error}") from error
+    if not unchanged:
+        raise UserError(
+            f"{workdir} keeps only what it trained, and {record['model']} holds other weights than it was trained on; "
+            f"put them back, or name their place as 'model' in {workdir / RECORD}"
+        )
+    return given
+
+
+def record(config: ConfigDict, found: Mapping[str, Source]) -> dict[str, str]:
+    """What `general` finds the general model by: where it lies, whatever the current folder is, and its fingerprint."""
+    spec = config.init.model
+    place = spec if spec.startswith(hub.PREFIX) else str(Path(spec).expanduser().absolute())
+    return {"model": place, "fingerprint": fingerprint(found)}
+
+
+def fingerprint(found: Mapping[str, Source]) -> str:
+    """Of the sources' parameters as they lie there, whatever shapes a recipe wants of them."""
+    lines = []
+    for tower, source in found.items():
+        for path, array in source.leaves(tower):
+            content = hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
+            lines.append(f"{tower}/{path} {array.shape} {content}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
 def fresh(found: Mapping[str, Source], shapes: Mapping[str, Any], given: Collection[str]) -> list[str]:
-    """Paths of the imported towers' parameters that no source gave: heads of another width."""
-    return [path for path in rules.flatten(shapes) if path.split("/")[0] in found and path not in given]
+    """Paths of the imported towers' own parameters that no source gave: heads of another width."""
+    own = (path for path in rules.flatten(shapes) if path.split("/")[0] in found and not peft.is_added(path))
+    return [path for path in own if path not in given]
 
 
 def _of_both(found: Mapping[str, Source]) -> Source | None:

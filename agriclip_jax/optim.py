@@ -1,6 +1,6 @@
 """What moves the parameters: AdamW, and Muon for the matrices that are named; rules and projections."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +73,8 @@ class Optimizer:
         }, opt_state
 
 
-def build(config: ConfigDict, shapes: dict[str, Any]) -> Optimizer:
-    """The optimiser of `config.optimizer` for a tree of parameters (or of their shapes).
+def build(config: ConfigDict, shapes: dict[str, Any], resting: Collection[str] = ()) -> Optimizer:
+    """The optimiser of `config.optimizer` for a tree of parameters (or of their shapes); paths in `resting` are frozen.
 
     `freeze` is a list of patterns; `lr_rules` and `weight_decay_rules` are lists of (pattern, multiplier or schedule)
     tried before the house tables, the first match winning. `muon` is a list of patterns: those matrices move by Muon.
@@ -89,7 +89,7 @@ def build(config: ConfigDict, shapes: dict[str, Any]) -> Optimizer:
     lr_table = frozen + _rules(options.lr_rules, "config.optimizer.lr_rules")
     effects = rules.match(lr_table, paths, 1.0, "config.optimizer.freeze/lr_rules")
     multipliers = {
-        path: None if effect is None else schedule(effect, total, "config.optimizer.lr_rules")
+        path: None if effect is None or path in resting else schedule(effect, total, "config.optimizer.lr_rules")
         for path, effect in effects.items()
     }
     if not any(multipliers.values()):

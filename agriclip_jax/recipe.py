@@ -1,6 +1,7 @@
 """From a configuration to the things it names: towers, objectives, optimiser, views."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from agriclip_jax import config as configs
-from agriclip_jax import encoders, objectives, optim, rules
+from agriclip_jax import encoders, objectives, optim, peft, rules
 from agriclip_jax.data import keywords, pipeline, selection
 from agriclip_jax.data.parallel import cores
 from agriclip_jax.data.pipeline import TrainBatches
@@ -24,6 +25,9 @@ from agriclip_jax.objectives import Want
 from agriclip_jax.schedules import schedule
 from agriclip_jax.state import Learner, State, batch_fields, init_params
 
+# At the top of a tree of parameters, what a model is of; the rest serves its training.
+OF_A_MODEL = ("image", "text", "logit_scale", "logit_bias")
+
 
 def towers(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Network]:
     """The image and the text tower; numbers left at 0 keep the size's own value.
@@ -35,7 +39,7 @@ def towers(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Network]:
     # A tower that was trained elsewhere may have rows to spare; a fresh one has a row for each id.
     rows = config.text.vocab_size if config.init.model or config.init.text else tokenizer.vocab_size
     words = text.TextConfig(
-        _blocks(config, config.text),
+        _blocks(config, "text"),
         vocab_size=rows,
         context_length=config.text.context_length,
         end_id=tokenizer.end_id,
@@ -50,7 +54,7 @@ def towers(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Network]:
 def _vit(config: ConfigDict) -> vit.ViTConfig:
     options = config.image
     return vit.ViTConfig(
-        _blocks(config, options),
+        _blocks(config, "image"),
         patch=options.patch,
         registers=options.registers,
         token_keep=options.token_keep,
@@ -65,6 +69,11 @@ def _vit(config: ConfigDict) -> vit.ViTConfig:
 
 def _resnet(config: ConfigDict) -> resnet.ResNetConfig:
     options = config.image
+    if peft.added(config.peft) and "image" in config.peft.towers:
+        raise UserError(
+            f"config.peft.method={config.peft.method} adds to a transformer's blocks, and the image tower is a ResNet; "
+            "give config.peft.towers as ('text',), or another method"
+        )
     return resnet.ResNetConfig(
         tuple(options.layers),
         width=options.width,
@@ -76,7 +85,8 @@ def _resnet(config: ConfigDict) -> resnet.ResNetConfig:
     )
 
 
-def _blocks(config: ConfigDict, options: ConfigDict) -> encoders.layers.BlockConfig:
+def _blocks(config: ConfigDict, tower: str) -> encoders.layers.BlockConfig:
+    options = config[tower]
     sizes = {name: options[name] for name in ("width", "depth", "heads", "mlp") if options[name]}
     return encoders.block_config(
         options.size,
@@ -87,6 +97,7 @@ def _blocks(config: ConfigDict, options: ConfigDict) -> encoders.layers.BlockCon
         unroll=options.unroll,
         dtype=config.dtype,
         remat=config.remat,
+        **(peft.added(config.peft) if tower in config.peft.towers else {}),
         **sizes,
     )
 
@@ -241,15 +252,18 @@ def learner(config: ConfigDict, tokenizer: Tokenizer) -> tuple[Learner, Callable
 
     def fresh(key: jax.Array) -> dict[str, Any]:
         params = init_params(both, chosen, encoders.logit_scale(config.temperature), key)
-        return params | ({"logit_bias": jnp.float32(config.logit_bias_init)} if config.logit_bias else {})
+        params |= {"logit_bias": jnp.float32(config.logit_bias_init)} if config.logit_bias else {}
+        return params | peft.fresh(config.peft, params, jax.random.fold_in(key, len(params)))
 
     total = config.total_steps
+    shapes = jax.eval_shape(fresh, jax.random.key(0))
     result = Learner(
         towers=both,
         objectives=chosen,
         weights={name: schedule(config.objectives[name], total, f"config.objectives.{name}") for name in chosen},
-        optimizer=optim.build(config, jax.eval_shape(fresh, jax.random.key(0))),
+        optimizer=optim.build(config, shapes, peft.resting(config.peft, rules.flatten(shapes))),
         momentum=schedule(config.distill.momentum, total, "config.distill.momentum"),
+        effective=functools.partial(peft.effective, scale=config.peft.alpha / config.peft.rank),
     )
 
     if config.data.frozen_features:

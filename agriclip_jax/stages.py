@@ -1,9 +1,12 @@
 """A recipe's stages, each a run in a folder of its own: training, or a closed-form fit beside the loop."""
 
 import contextlib
+import copy
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import time
@@ -17,7 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from agriclip_jax import aligner, frozen, inference, initial, mesh, recipe, report
+from agriclip_jax import aligner, frozen, inference, initial, mesh, peft, recipe, report, rules
 from agriclip_jax import config as configs
 from agriclip_jax.checkpoint import Checkpoints, abstract_state
 from agriclip_jax.data import corpus, in_order, pipeline, selection, tokenizers
@@ -27,7 +30,7 @@ from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import tasks, zeroshot
 from agriclip_jax.evaluate.tasks import Task
-from agriclip_jax.files import read_record, write_json, write_whole
+from agriclip_jax.files import new_folder, read_record, write_json, write_whole
 from agriclip_jax.inference import Model
 from agriclip_jax.initial import Source
 from agriclip_jax.logs import Log
@@ -77,6 +80,7 @@ def train(
     devices = mesh.make(config.mesh)
     sharding = mesh.batch_sharding(devices, config.batch_size)
     mesh.batch_sharding(devices, config.data.unpaired_batch, "data.unpaired_batch")
+    initial.check_general(config)
     if not config.data.path:
         say("data: the embedded corpus (drawn by the project; config.data.path names another ALive folder)", flush=True)
     alive = Alive.open(config.data.path or corpus.ensure())
@@ -104,19 +108,26 @@ def train(
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, key)
     shardings = mesh.state_sharding(devices, shapes)
-    start, position = 0, None
+    start, position, record, counts = 0, None, {}, count(learner, shapes.params)
+    without = peft.resting(config.peft, rules.flatten(shapes.params))
     if begun:
-        checkpoints = Checkpoints(folder, latest=config.checkpoint.keep)
+        general_model = initial.general(workdir, config, shapes.params, shardings.params) if without else {}
+        checkpoints = Checkpoints(folder, latest=config.checkpoint.keep, without=without)
         start = checkpoints.latest()
-        state, position = checkpoints.restore(start, abstract_state(shapes, shardings))
+        state, position = checkpoints.restore(start, abstract_state(shapes, shardings), general_model)
         say(f"continuing {workdir} from step {start}: {describe(shapes.params, devices)}", flush=True)
     else:
         imported = initial.parameters(sources, shapes.params, shardings.params)
         if fresh := initial.fresh(sources, shapes.params, imported):
             say(f"fresh: {', '.join(fresh)}")
+        if config.peft.method != "none":
+            record = {"method": config.peft.method, **counts, **initial.record(config, sources)}
         sources.clear()  # a run of ours is a model on the devices
         state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, imported)
         say(f"new run in {workdir}: {describe(shapes.params, devices)}", flush=True)
+    if config.peft.method != "none":
+        trained, parameters = counts.values()
+        say(f"{config.peft.method}: {trained:,} of {parameters:,} parameters are trained ({trained / parameters:.2%})")
     known = None
     if config.data.frozen_features:
         tower = frozen.Frozen(learner.towers["image"], state.params["image"], recipe.eval_view(config))
@@ -131,19 +142,22 @@ def train(
     mesh.together("everyone has read the workdir")
     if first:
         held.enter_context(claimed(workdir))
-        prepare_workdir(workdir, config, tokenizer, classes, data)
+        if record:
+            write_json(workdir / initial.RECORD, record)
+        prepare_workdir(workdir, config, tokenizer, classes, data, counts)
         if not begun:
             write_overview(workdir, state.params)
     mesh.together("the workdir is written")
     if not begun:
-        checkpoints = Checkpoints(folder, latest=config.checkpoint.keep)
+        checkpoints = Checkpoints(folder, latest=config.checkpoint.keep, without=without)
 
-    model = inference.Model(config, dict(learner.towers), state.params, tokenizer, devices, workdir, start)
+    params = learner.effective(state.params)
+    model = inference.Model(config, dict(learner.towers), params, tokenizer, devices, workdir, start)
     by_names = knows_texts(config, learner)
     validation = tasks.from_alive(alive, "val") if by_names and "val" in alive.splits else []
 
     def validate(state: Any) -> tuple[float, dict[str, Any]]:
-        return score(model.at(state.params, int(state.step)), validation)
+        return score(model.at(learner.effective(state.params), int(state.step)), validation)
 
     try:
         log = Log(workdir, total_steps=config.total_steps, start=start, write=first)
@@ -166,7 +180,8 @@ def train(
         checkpoints.close()
         if not stopped:
             try:
-                finish(model.at(ended.state.params, step), alive if by_names else None, workdir, say, first)
+                last = model.at(learner.effective(ended.state.params), step)
+                finish(last, alive if by_names else None, workdir, say, first)
             except KeyboardInterrupt:
                 stopped = True
         if stopped:
@@ -326,7 +341,8 @@ def is_finished(workdir: Path, config: ConfigDict, data: Mapping[str, Any], *, e
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; give another --workdir")
     if not is_run(workdir):
-        if workdir.is_dir() and any(p.name.removesuffix(".partial") not in IDENTITY for p in workdir.iterdir()):
+        begun = (*IDENTITY, initial.RECORD)
+        if workdir.is_dir() and any(p.name.removesuffix(".partial") not in begun for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and is no run; give another --workdir")
         return False
     old, seen = configs.read(workdir), read_record(workdir / "data.json", "fingerprint")
@@ -365,8 +381,12 @@ def prepare_workdir(
     tokenizer: Tokenizer,
     classes: Sequence[Mapping[str, str]],
     data: Mapping[str, Any],
+    counts: Mapping[str, int] | None = None,
 ) -> None:
-    """Writes what says which run this is: tokenizer, config, environment, classes, data; each whole or not at all."""
+    """Writes what says which run this is: tokenizer, config, environment, classes, data; each whole or not at all.
+
+    `counts`, how many parameters there are and how many are trained, stand in the environment.
+    """
     environment = {
         "code": code_version(),
         "python": platform.python_version(),
@@ -375,6 +395,7 @@ def prepare_workdir(
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        **(counts or {}),
     }
     try:
         for name in ("zeroshot.json", "report.html"):
@@ -385,6 +406,65 @@ def prepare_workdir(
             write_whole(workdir / name, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {workdir} ({error.strerror}); give another --workdir") from None
+
+
+def write_run(
+    out: Path | str,
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    params: Mapping[str, jax.Array],
+    *,
+    step: int = 0,
+    classes: Sequence[Mapping[str, str]] = (),
+) -> str:
+    """Writes parameters as the workdir of a run that trains nothing, which every tool takes.
+
+    Args:
+      out: a folder that is not there yet, or empty.
+      config: of the run; what it would optimise is changed in place.
+      tokenizer: of its text tower.
+      params: arrays by path; those that are left out are fresh. They are donated.
+      step: updates that were made.
+      classes: that were seen in training, as in classes.json.
+
+    Returns:
+      a line about the model.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    at_rest = {"objectives": ConfigDict({"contrastive": 1.0}), "views.local.count": 0, "optimizer.lr_rules": ()}
+    # A checkpoint then holds no optimiser's state, and whatever lies in the towers.
+    at_rest |= {"optimizer.muon": (), "optimizer.weight_decay_rules": (), "optimizer.freeze": ("(image|text)/.*",)}
+    for key, value in at_rest.items():
+        configs.assign(config, key, value)
+    _, init = recipe.learner(config, tokenizer)
+    devices, key = mesh.make("auto"), jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    made = jax.jit(init, out_shardings=mesh.state_sharding(devices, shapes), donate_argnums=1)(key, params)
+    state = dataclasses.replace(made, step=made.step + step)
+    with new_folder(out) as workdir:
+        prepare_workdir(workdir, config, tokenizer, classes, {"fingerprint": "", "path": "", "splits": {}})
+        write_overview(workdir, state.params)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        checkpoints.save(state, {})
+        checkpoints.close()
+    return describe(shapes.params, devices)
+
+
+def write_model(model: Model, out: Path | str) -> str:
+    """Writes a model as the workdir of a run that needs no general one (`config.peft`); else as `write_run`.
+
+    What is left of the method is in its towers: nothing of LoRA, biases and whole towers, the parameters of others.
+    """
+    config = copy.deepcopy(model.config)
+    adds = bool(peft.added(config.peft))
+    config.peft.method = config.peft.method if adds else "none"
+    configs.assign(config, "peft.also", ("(image|text)/.*",) if adds else ())
+    flat = rules.flatten({name: tree for name, tree in model.params.items() if name in recipe.OF_A_MODEL})
+    params = {path: jnp.copy(leaf) for path, leaf in flat.items()}  # which `write_run` uses up
+    classes = tasks.known_classes(model.workdir)
+    return write_run(out, config, model.tokenizer, params, step=model.step, classes=classes)
 
 
 def what_was_seen(alive: Alive, general: Alive | None = None) -> tuple[list[dict[str, str]], dict[str, Any]]:
@@ -425,6 +505,12 @@ def describe(params: Any, devices: Any) -> str:
     kinds = sorted({d.device_kind for d in devices.devices.flat})
     axes = ", ".join(f"{axis}={size}" for axis, size in devices.shape.items() if size > 1) or "one device"
     return f"{count / 1e6:.1f} M parameters on {devices.size} x {'/'.join(kinds)} ({axes})"
+
+
+def count(learner: Learner, params: Any) -> dict[str, int]:
+    """How many numbers are `trained`, and how many `parameters` there are."""
+    of = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    return {"trained": of(learner.optimizer.split(params)[0]), "parameters": of(params)}
 
 
 def write_overview(workdir: Path, params: Any) -> None:

@@ -1,6 +1,6 @@
 """The training state and the one step that moves it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,7 @@ class Learner:
       weights: objective name -> schedule of its weight.
       optimizer: moves the parameters.
       momentum: schedule of the teacher's momentum.
+      effective: the parameters as the towers, the teacher and the objectives see them, of those that are moved.
     """
 
     towers: Mapping[str, Network]
@@ -59,16 +60,18 @@ class Learner:
     weights: Mapping[str, Schedule]
     optimizer: Optimizer
     momentum: Schedule
+    effective: Callable[[dict[str, Any]], dict[str, Any]] = lambda params: params
 
     def init(self, params: dict[str, Any], key: jax.Array) -> State:
         """The state at step 0 for fresh or imported parameters."""
         names = frozenset().union(*(o.teacher for o in self.objectives.values()))
+        seen = self.effective(params)
         return State(
             step=jnp.int32(0),
             params=params,
             opt_state=self.optimizer.init(params),
-            teacher={name: jax.tree.map(jnp.copy, params[name]) for name in sorted(names)},
-            aux={name: objective.init_aux(params) for name, objective in self.objectives.items()},
+            teacher={name: jax.tree.map(jnp.copy, seen[name]) for name in sorted(names)},
+            aux={name: objective.init_aux(seen) for name, objective in self.objectives.items()},
             key=jax.random.key_data(key),
             healthy=jnp.bool_(True),
         )
@@ -84,7 +87,7 @@ class Learner:
         """Each objective's unweighted loss, scalars to log and next own state; each distinct feature computed once."""
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         wants = sorted(frozenset().union(*(o.wants for o in self.objectives.values())))
-        both = Parameters(params, jax.lax.stop_gradient(state.teacher))
+        both = Parameters(self.effective(params), jax.lax.stop_gradient(state.teacher))
         features = {
             want: feature(self.towers, want, both, batch, jax.random.fold_in(key, i)) for i, want in enumerate(wants)
         }
@@ -115,13 +118,13 @@ class Learner:
         healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         trainable, opt_state = self.optimizer.update(grads, state.opt_state, trainable, state.step)
         params = rules.unflatten(trainable | frozen)
-        momentum = self.momentum(state.step)
+        momentum, seen = self.momentum(state.step), self.effective(params)
         moved = State(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
             teacher=jax.tree.map(
-                lambda t, s: momentum * t + (1 - momentum) * s, state.teacher, {n: params[n] for n in state.teacher}
+                lambda t, s: momentum * t + (1 - momentum) * s, state.teacher, {n: seen[n] for n in state.teacher}
             ),
             aux={name: result[2] for name, result in results.items()},
             key=state.key,

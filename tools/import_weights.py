@@ -47,23 +47,19 @@ def main() -> int:
         raise UserError("--out= is empty; name a folder")
     if not (arguments.model or arguments.image):
         raise UserError("name a model as --from=SPEC, or its towers as --image=SPEC and --text=SPEC")
-    from agriclip_jax.files import check_new_folder, new_folder
+    from agriclip_jax.files import check_new_folder
 
     check_new_folder(arguments.out)
     import jax
 
     from agriclip_jax import config as configs
-    from agriclip_jax import initial, mesh, recipe
-    from agriclip_jax.checkpoint import Checkpoints
+    from agriclip_jax import initial, mesh, recipe, stages
     from agriclip_jax.data import corpus, pipeline, tokenizers
     from agriclip_jax.data.records import Alive
-    from agriclip_jax.stages import describe, prepare_workdir, write_overview
 
-    given = {"recipe": "imported", "objectives.distill": "0", "text.tokenizer": arguments.tokenizer}
+    given = {"recipe": "imported", "views.local.count": "0", "text.tokenizer": arguments.tokenizer}
     names = ("model", "image", "text", "aligner", "aligner_variance")
     given |= {f"init.{name}": str(getattr(arguments, name)) for name in names}
-    # Nothing is trained, so that a checkpoint holds no optimiser's state.
-    given |= {"views.local.count": "0", "optimizer.freeze": "('(image|text)/.*',)", "optimizer.lr_rules": "()"}
     explicit = configs.overrides(rest)
     config = configs.load(str(RECIPE), given | explicit)
     found = initial.sources(config)
@@ -82,20 +78,12 @@ def main() -> int:
         tokenizer = tokenizers.train(captions, config.text.vocab_size)
         print("text tower: fresh, so that names mean nothing to it; train it, or give --text=SPEC")
     _, init = recipe.learner(config, tokenizer)
-    devices, key = mesh.make("auto"), jax.random.key(config.seed)
-    shapes = jax.eval_shape(init, key)
-    shardings = mesh.state_sharding(devices, shapes)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = mesh.state_sharding(mesh.make("auto"), shapes)
     arrays = initial.parameters(found, shapes.params, shardings.params)
     if fresh := initial.fresh(found, shapes.params, arrays):
         print(f"fresh: {', '.join(fresh)}")
-    state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, arrays)
-    with new_folder(arguments.out) as workdir:
-        prepare_workdir(workdir, config, tokenizer, [], {"fingerprint": "", "path": "", "splits": {}})
-        write_overview(workdir, state.params)
-        checkpoints = Checkpoints(workdir / "checkpoints")
-        checkpoints.save(state, {})
-        checkpoints.close()
-    print(f"{arguments.out}: {describe(shapes.params, devices)}")
+    print(f"{arguments.out}: {stages.write_run(arguments.out, config, tokenizer, arrays)}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,12 @@ class BlockConfig:
       remat: a name in `REMAT_POLICIES`: what the backward pass keeps of each block.
       unroll: blocks unrolled per scan iteration; 0 unrolls them all (faster on a CPU, compiles longer).
       attention: implementation of `jax.nn.dot_product_attention`, `None` letting JAX choose.
+      pfeiffer: bottleneck of an adapter after the block (arXiv 2005.00247); 0 leaves it out, as the next ones.
+      houlsby: bottleneck of two adapters, after attention and after the MLP (arXiv 1902.00751).
+      prefix: learned keys and values that stand before the tokens' (arXiv 2101.00190).
+      prompts: learned tokens that stand before a block's own and are dropped behind it (VPT-Deep, arXiv 2203.12119).
+      lora: rank of what is added to the query-key-value projection (arXiv 2106.09685).
+      gated: whether `pfeiffer`, `prefix` and `lora` each count by a learned share (UniPELT, arXiv 2110.07577).
     """
 
     width: int
@@ -64,6 +71,12 @@ class BlockConfig:
     remat: str = "none"
     unroll: int = 1
     attention: str | None = None
+    pfeiffer: int = 0
+    houlsby: int = 0
+    prefix: int = 0
+    prompts: int = 0
+    lora: int = 0
+    gated: bool = False
 
 
 class Dense(nnx.Linear):
@@ -76,14 +89,19 @@ class Dense(nnx.Linear):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
 
 
-def linear(inputs: int, outputs: int, config: BlockConfig, rngs: nnx.Rngs, *, bias: bool = True) -> Dense:
+NORMAL, ZEROS = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
+
+
+def linear(
+    inputs: int, outputs: int, config: BlockConfig, rngs: nnx.Rngs, *, bias: bool = True, init: Any = NORMAL
+) -> Dense:
     """A dense layer with float32 parameters that computes in `config.dtype`; truncated normal, std 1/sqrt(fan in)."""
     return Dense(
         inputs,
         outputs,
         use_bias=bias,
         dtype=config.dtype,
-        kernel_init=nnx.initializers.lecun_normal(),
+        kernel_init=init,
         rngs=rngs,
     )
 
@@ -93,6 +111,45 @@ def layer_norm(config: BlockConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.width, epsilon=config.norm_eps, dtype=config.dtype, rngs=rngs)
 
 
+def learned(config: BlockConfig, rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+    """Vectors float32 [*shape, width], normal with a standard deviation of 0.02."""
+    return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (*shape, config.width)))
+
+
+def share(gates: jax.Array, lengths: jax.Array | None) -> jax.Array:
+    """What parts count for (UniPELT, arXiv 2110.07577, section 3.2), one half where its gate is 0.
+
+    Args:
+      gates: [batch, tokens, parts].
+      lengths: as for `run`; the others' gates do not count.
+
+    Returns:
+      [batch, 1, parts]: the mean over the tokens of the sigmoid.
+    """
+    real = None if lengths is None else (jnp.arange(gates.shape[1]) < lengths[:, None])[..., None]
+    opened = jax.nn.sigmoid(gates.astype(jnp.float32))
+    return jnp.mean(opened, axis=1, keepdims=True, where=real).astype(gates.dtype)
+
+
+class Adapter(nnx.Module):
+    """A bottleneck beside a skip, `x + up(gelu(down(x)))`, at first the identity (arXiv 1902.00751, section 2.1)."""
+
+    def __init__(self, config: BlockConfig, bottleneck: int, rngs: nnx.Rngs, *, norm: bool, gated: bool):
+        self.down = linear(config.width, bottleneck, config, rngs)
+        self.up = linear(bottleneck, config.width, config, rngs, init=ZEROS)
+        self.has_norm, self.gated = norm, gated
+        if norm:
+            self.norm = layer_norm(config, rngs)
+        if gated:
+            self.gate = linear(config.width, 1, config, rngs, init=ZEROS)
+
+    def __call__(self, x: jax.Array, lengths: jax.Array | None) -> jax.Array:
+        """Maps [batch, tokens, width] to that shape."""
+        y = self.norm(x) if self.has_norm else x
+        added = self.up(ACTIVATIONS["gelu"](self.down(y)))
+        return x + (added * share(self.gate(y), lengths) if self.gated else added)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused query-key-value projection (arXiv 1706.03762, section 3.2)."""
 
@@ -100,24 +157,70 @@ class Attention(nnx.Module):
         # A tower without a key bias (DINOv3) has zeros there: the same function, though training may move them.
         self.qkv = linear(config.width, 3 * config.width, config, rngs)
         self.out = linear(config.width, config.width, config, rngs)
-        self.heads = config.heads
-        self.implementation = config.attention
+        self.config = config
+        if config.prefix:
+            self.prefix = learned(config, rngs, 2, config.prefix)
+        if config.lora:
+            self.lora_a = linear(config.width, config.lora, config, rngs, bias=False)
+            self.lora_b = linear(config.lora, 3 * config.width, config, rngs, bias=False, init=ZEROS)
+        if config.gated:
+            self.gates = linear(config.width, 2, config, rngs, init=ZEROS)
 
-    def heads_of(self, x: jax.Array, rotation: Rotation | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Query, key (both turned) and value, each [batch, tokens, heads, width / heads], of `x` like a block's."""
-        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
-        split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)  # noqa: E731
-        q, k, v = split(q), split(k), split(v)
+    def heads_of(
+        self,
+        x: jax.Array,
+        rotation: Rotation | None = None,
+        lengths: jax.Array | None = None,
+        prompts: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Query, key (both turned) and value of tokens.
+
+        Args:
+          x: like a block's, after its first layer norm.
+          rotation, lengths: as for `run`.
+          prompts: [prompts, width], tokens before those of `x` that are looked at and do not look.
+
+        Returns:
+          [batch, tokens, heads, width / heads], and twice the same with a prefix or prompts before the tokens.
+        """
+        config, projected = self.config, self.qkv(x)
+        shares = jnp.split(share(self.gates(x), lengths), 2, axis=-1) if config.gated else (1, 1)
+        if config.lora:
+            projected = projected + shares[1] * self.lora_b(self.lora_a(x))
+        split = lambda y: y.reshape(*y.shape[:-1], config.heads, -1)  # noqa: E731
+        q, k, v = map(split, jnp.split(projected, 3, axis=-1))
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if config.prefix or prompts is not None:
+            # Nothing reads what a block makes of its prompts, so that keys and values are all there is of them.
+            before = self.prefix[...] if config.prefix else jnp.split(self.qkv(prompts), 3, axis=-1)[1:]
+            before = (jnp.broadcast_to(y.astype(x.dtype), (len(x), *y.shape)) * shares[0] for y in before)
+            k, v = (jnp.concatenate([split(y), z], axis=1) for y, z in zip(before, (k, v), strict=True))
         return q, k, v
 
     def __call__(
-        self, x: jax.Array, *, causal: bool, lengths: jax.Array | None, rotation: Rotation | None
+        self,
+        x: jax.Array,
+        *,
+        causal: bool,
+        lengths: jax.Array | None,
+        rotation: Rotation | None,
+        prompts: jax.Array | None,
     ) -> jax.Array:
-        q, k, v = self.heads_of(x, rotation)
+        q, k, v = self.heads_of(x, rotation, lengths, prompts)
+        mask, before = None, k.shape[1] - q.shape[1]
+        if before:
+            # Every token may look at what stands before the first; JAX's own causal mask counts from there.
+            mask = jnp.tril(jnp.ones((1, 1, q.shape[1], k.shape[1]), bool), before) if causal else None
+            lengths = None if lengths is None else lengths + before
         y = jax.nn.dot_product_attention(
-            q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation=self.implementation
+            q,
+            k,
+            v,
+            mask=mask,
+            is_causal=causal and not before,
+            key_value_seq_lengths=lengths,
+            implementation=self.config.attention,
         )
         return self.out(y.reshape(x.shape))
 
@@ -156,7 +259,14 @@ class Block(nnx.Module):
         if config.layer_scale:
             self.scale1 = nnx.Param(jnp.full(config.width, config.layer_scale))
             self.scale2 = nnx.Param(jnp.full(config.width, config.layer_scale))
-        self.has_scale = bool(config.layer_scale)
+        self.config = config
+        if config.houlsby:
+            self.adapter1 = Adapter(config, config.houlsby, rngs, norm=False, gated=False)
+            self.adapter2 = Adapter(config, config.houlsby, rngs, norm=False, gated=False)
+        if config.pfeiffer:
+            self.adapter = Adapter(config, config.pfeiffer, rngs, norm=True, gated=config.gated)
+        if config.prompts:
+            self.prompts = learned(config, rngs, config.prompts)
 
     def __call__(
         self,
@@ -168,17 +278,31 @@ class Block(nnx.Module):
         keep: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         """Maps [batch, tokens, width] to that shape; `keep`: drop path's gains [batch, 1, 1] of the two residuals."""
-        attended = self.attention(self.norm1(x), causal=causal, lengths=lengths, rotation=rotation)
+        attended = self.attention(
+            self.norm1(x), causal=causal, lengths=lengths, rotation=rotation, prompts=self._prompts
+        )
+        attended = self.adapter1(attended, lengths) if self.config.houlsby else attended
         x = x + self._gain(attended, 0, keep)
-        return x + self._gain(self.mlp(self.norm2(x)), 1, keep)
+        y = self.mlp(self.norm2(x))
+        x = x + self._gain(self.adapter2(y, lengths) if self.config.houlsby else y, 1, keep)
+        return self.adapter(x, lengths) if self.config.pfeiffer else x
+
+    def heads_of(self, x: jax.Array, rotation: Rotation | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What its attention compares, of `x` [batch, tokens, width]: see `Attention.heads_of`."""
+        return self.attention.heads_of(self.norm1(x), rotation, prompts=self._prompts)
 
     def own_values(self, x: jax.Array) -> jax.Array:
         """What attention would add to each token of `x` [batch, tokens, width] if every token saw itself alone."""
-        _, _, values = self.attention.heads_of(self.norm1(x))
-        return self._gain(self.attention.out(values.reshape(x.shape)), 0, None)
+        _, _, values = self.heads_of(x)
+        attended = self.attention.out(values[:, -x.shape[1] :].reshape(x.shape))
+        return self._gain(self.adapter1(attended, None) if self.config.houlsby else attended, 0, None)
+
+    @property
+    def _prompts(self) -> jax.Array | None:
+        return self.norm1(self.prompts[...]) if self.config.prompts else None
 
     def _gain(self, y: jax.Array, which: int, keep: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-        if self.has_scale:
+        if self.config.layer_scale:
             y = y * (self.scale2 if which else self.scale1)[...].astype(y.dtype)
         return y if keep is None else y * keep[which].astype(y.dtype)
 

@@ -53,7 +53,8 @@ class TextTransformer(nnx.Module):
         config = self.config
         lengths = jnp.argmax(tokens == config.end_id, axis=1) + 1
         x = self.tokens[...][tokens] + self.positions[: tokens.shape[1]]
-        unmasked = config.causal or config.pool == "last"
+        # What follows the end is out of sight of the tokens before it, but not of gates, which are means over tokens.
+        unmasked = (config.causal and not config.blocks.gated) or config.pool == "last"
         x = layers.run(
             self.blocks, x, config.blocks, causal=config.causal, lengths=None if unmasked else lengths, key=key
         )

@@ -159,9 +159,9 @@ class ViT(nnx.Module):
             weights, _ = self.head.weights_and_values(x)
         else:
             last, x, rotation = self._before_last(images)
-            q, k, _ = last.attention.heads_of(last.norm1(x), rotation)
+            q, k, _ = last.heads_of(x, rotation)
             logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-            weights = jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)
+            weights = jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)[..., -x.shape[1] :]
             weights = weights[:, :, 0] if config.pool == "cls" else weights[:, :, self._extra :].mean(2)
         return weights[..., self._extra :].reshape(*weights.shape[:2], rows, columns)
 

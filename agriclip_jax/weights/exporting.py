@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agriclip_jax import rules
+from agriclip_jax import peft, rules
 from agriclip_jax.data.views import FILTERS, EvalView
 from agriclip_jax.encoders import resnet, vit
 from agriclip_jax.errors import UserError
@@ -89,8 +89,13 @@ def save(path: Path, arrays: Callable[[], Iterable[tuple[str, np.ndarray]]]) -> 
 
 
 def write_safetensors(model: Any, out: Path, say: Say) -> None:
-    """Writes a model under its own names, which this package reads back bit for bit."""
+    """Writes a model under its own names, which this package reads back bit for bit.
+
+    Raises:
+      UserError: a method of `config.peft` added to its towers.
+    """
     parts, family = Parts.of(model), FAMILIES["agriclip_jax"]
+    _refuse_added(parts)
     save(
         out / "model.safetensors",
         lambda: parts.arrays(family.towers["image"], family.towers["text"], family.scale),
@@ -415,8 +420,19 @@ def _not_native(image: Tower) -> list[str]:
 _FAULTS = {"hf": _not_in_transformers, "open_clip": _not_in_open_clip}
 
 
+def _refuse_added(parts: Parts) -> None:
+    """Raises UserError when towers hold what a method of `config.peft` added, for which no names are known."""
+    paths = (f"{tower}/{path}" for tower, params in parts.params.items() for path in params)
+    if added := [path for path in paths if peft.is_added(path)]:
+        raise UserError(
+            f"a file of weights has no place for {len(added)} parameters that config.peft added to the blocks, first "
+            f"{added[0]}; --format=stablehlo and --format=onnx have"
+        )
+
+
 def _refuse(target: str, parts: Parts) -> None:
     """Raises UserError when a format cannot hold the model, and names one that can."""
+    _refuse_added(parts)
     if faults := _FAULTS[target](parts):
         others = [other for other, find in _FAULTS.items() if other != target and not find(parts)]
         raise UserError(

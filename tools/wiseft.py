@@ -1,0 +1,90 @@
+"""What a model has forgotten while it learned a domain, and the models between that have both (WiSE-FT).
+
+  python tools/wiseft.py --from=runs/clip-b16 --to=runs/peft_full --domain=leaves/ --general=photos.zip --out=wiseft
+  python tools/wiseft.py --from=runs/clip-b16 --to=runs/peft_full --choose=0.5 --write=runs/mixed
+
+The weights of a model between are (1 - alpha) times the general one's plus alpha times the adapted one's. The first
+command scores them zero-shot on the tasks of both kinds: a table, wiseft.json and wiseft.html in DIR. The second one
+writes the model of one alpha as a run, which every tool takes; both may be asked at once. Choose alpha on photos that
+no later test asks, such as --split=val.
+"""
+
+import argparse
+
+from agriclip_jax.errors import UserError, exit_on_user_error
+
+ALPHAS = ",".join(f"{tenth / 10:g}" for tenth in range(11))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="general", required=True, metavar="WORKDIR", help="the general model's run")
+    parser.add_argument(
+        "--to", dest="adapted", required=True, metavar="WORKDIR", help="the run that was adapted from it"
+    )
+    tasks = "tasks of what it {}, as --tasks of tools/zeroshot.py"
+    parser.add_argument("--domain", default="", metavar="PATH[,PATH...]", help=tasks.format("learned"))
+    parser.add_argument(
+        "--general", dest="kept", default="", metavar="PATH[,PATH...]", help=tasks.format("should keep")
+    )
+    parser.add_argument("--alphas", default=ALPHAS, metavar="A[,A...]", help="from 0 to 1 (default: %(default)s)")
+    parser.add_argument("--split", help="train, val, test or all (default: as tools/zeroshot.py)")
+    parser.add_argument("--out", default="", metavar="DIR", help="where the curve goes")
+    parser.add_argument("--choose", type=float, metavar="A", help="the alpha of the model that --write writes")
+    parser.add_argument("--write", default="", metavar="DIR", help="the workdir to make of it")
+    return parser.parse_args()
+
+
+def numbers(text: str) -> list[float]:
+    """The alphas that were typed, in order."""
+    try:
+        alphas = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"--alphas={text}: these are no numbers with commas between them") from None
+    return alphas
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    alphas, scored = numbers(arguments.alphas), (arguments.domain, arguments.kept, arguments.out)
+    if any(scored) and not all(scored):
+        raise UserError("a curve needs --domain=TASKS, --general=TASKS and --out=DIR")
+    if (arguments.choose is None) != (not arguments.write):
+        raise UserError("a model is written by --choose=ALPHA and --write=DIR together")
+    if not any(scored) and not arguments.write:
+        raise UserError("give --domain, --general and --out for a curve, or --choose and --write for a model")
+    chosen = [] if arguments.choose is None else [arguments.choose]
+    if wrong := [alpha for alpha in (*alphas, *chosen) if not 0 <= alpha <= 1]:
+        raise UserError(f"an alpha of {wrong[0]:g} is not from 0 to 1")
+    from agriclip_jax import commands
+    from agriclip_jax.files import check_new_folder, check_place
+
+    if arguments.write:
+        check_new_folder(arguments.write)
+    if arguments.out:
+        check_place(arguments.out)
+    from agriclip_jax import inference, stages
+    from agriclip_jax.evaluate import tasks, wiseft
+
+    general, adapted = inference.load(arguments.general), inference.load(arguments.adapted)
+    if arguments.out:
+        seen = {known["dataset"] for known in tasks.known_classes(arguments.adapted)}
+        asked = {
+            kind: tasks.load_tasks(spec, split=arguments.split, seen=seen, say=commands.note)
+            for kind, spec in zip(wiseft.KINDS, (arguments.domain, arguments.kept), strict=True)
+        }
+        photos = len(alphas) * sum(task.count for kind in asked.values() for task in kind)
+        with commands.progress("images", photos) as advance:
+            points = wiseft.curve(general, adapted, alphas, asked, advance)
+        print("mean zero-shot top-1 in %; alpha 0 is the general model, 1 the adapted one")
+        wiseft.show(points)
+        wiseft.write(points, general, adapted, arguments.out)
+        print(f"wrote {arguments.out}/wiseft.json and wiseft.html")
+    if arguments.write:
+        mixed = wiseft.interpolate(general, adapted, arguments.choose)
+        print(f"{arguments.write}: {stages.write_model(mixed, arguments.write)}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
