@@ -22,8 +22,11 @@ def get_config(arg: str = "") -> ConfigDict:
     # Drawn with `label_seed`: the first so many of one order, so that 5 % lie within 10 %.
     config.data.update(label_ratio=0.1, label_seed=0, unpaired_batch=0 if mode == "supervised" else config.batch_size)
     if mode != "supervised":
+        # A fresh model's guesses mean nothing; for a trained one (config.init.model) the paper has 1.0 throughout.
+        ramp = ("linear", 0.0, 1.0, 1.0)
         # Keywords: "classes", "yake:N" (phrases of the captions) or "file:PATH" (one a line).
-        config.sclip = ConfigDict({"assignment": mode, "keywords": "classes"})
+        given = {"assignment": mode, "keywords": "classes", "caption_weight": ramp, "keyword_weight": ramp}
+        config.sclip = ConfigDict(given, type_safe=False)
     config.views["global"].count = 1
     config.views.local.count = 0
     return config

@@ -1,5 +1,7 @@
 """The `sclip` objective against float64 NumPy, sharded and alone, and its recipe end to end."""
 
+import functools
+import io
 import itertools
 import json
 import shutil
@@ -9,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from colour_model import COLOURS
+from PIL import Image
 from test_losses_semisupervised import (
     central_differences,
     info_nce_with_unpaired_oracle,
@@ -21,7 +25,9 @@ from agriclip_jax import config as configs
 from agriclip_jax import inference, objectives, recipe, rules
 from agriclip_jax import main as command
 from agriclip_jax import mesh as meshes
-from agriclip_jax.data import tokenizers
+from agriclip_jax.data import pipeline, tokenizers
+from agriclip_jax.data.captions import captions
+from agriclip_jax.data.records import Alive, DatasetRecord, Example, write
 from agriclip_jax.encoders.vit import ImageFeatures
 from agriclip_jax.errors import UserError
 from agriclip_jax.objectives import Parameters, sclip
@@ -29,6 +35,7 @@ from agriclip_jax.state import batch_fields
 
 RECIPE = "configs/sclip.py"
 SMALL = {key: value for key, value in tiny.SMALL.items() if key != "objectives.distill"} | {"data.unpaired_batch": "8"}
+FULL = {"sclip.caption_weight": "1.0", "sclip.keyword_weight": "1.0"}  # from the first step on
 PHRASES = ("red leaf", "green leaf", "spot", "rust")
 PAIRED, UNPAIRED = 6, 5
 CLASSES = np.array([0, 1, 2, 1, 3, 0])
@@ -187,9 +194,9 @@ def test_the_pseudo_labels_come_in_by_schedule(start, tokenizer):
     *features, batch = inputs()
     given = {want: ImageFeatures(x, None) for want, x in ((sclip.IMAGE, features[0]), (sclip.UNPAIRED, features[2]))}
     given |= {sclip.TEXT: features[1]}
-    for step, captions, keywords in ((0, 0, 0), (2, 0, 0.5), (4, 1, 1), (8, 1, 2)):
+    for step, of_captions, of_keywords in ((0, 0, 0), (2, 0, 0.5), (4, 1, 1), (8, 1, 2)):
         loss, terms, _ = late(given, Parameters(start[2], {}), {}, batch, jnp.int32(step), jax.random.key(0))
-        wanted = captions * terms["sclip/captions"] + keywords * terms["sclip/keywords"]
+        wanted = of_captions * terms["sclip/captions"] + of_keywords * terms["sclip/keywords"]
         assert float(loss - terms["sclip/pairs"]) == pytest.approx(float(wanted), abs=1e-5)
 
 
@@ -207,7 +214,8 @@ def test_keywords_without_weight_cost_nothing(start, tokenizer):
 
 
 def learner(tokenizer, **overrides):
-    config = configs.load(RECIPE, SMALL | {key.replace("__", "."): str(value) for key, value in overrides.items()})
+    given = {key.replace("__", "."): str(value) for key, value in overrides.items()}
+    config = configs.load(RECIPE, SMALL | FULL | given)
     configs.assign(config, "sclip.phrases", PHRASES)
     return recipe.learner(config, tokenizer)
 
@@ -299,7 +307,9 @@ def test_a_run_keeps_its_keywords_and_says_how_its_labels_do(finished, corpus):
     got = rows(finished)
     assert [row["step"] for row in got] == list(range(1, 9))
     for row in got:
-        assert row["loss"] == pytest.approx(sum(row[f"sclip/{term}"] for term in ("pairs", "captions", "keywords")))
+        weight = (row["step"] - 1) / 8  # the pseudo-labels come in as the run goes
+        guessed = row["sclip/captions"] + row["sclip/keywords"]
+        assert row["loss"] == pytest.approx(row["sclip/pairs"] + weight * guessed, rel=1e-4)
         assert 1 / 16 < row["sclip/confidence"] <= 1
 
 
@@ -354,7 +364,7 @@ def test_a_run_of_other_examples_or_keywords_is_another_run(finished, corpus, ov
         ({"sclip__keywords": "file:/none"}, r"config.sclip.keywords: /none cannot be read"),
         ({"sclip__assignment": "otto"}, r"config.sclip.assignment: unknown 'otto'; did you mean 'ot'"),
         ({"sclip__compare": "image"}, r"config.sclip.compare: unknown 'image'; did you mean 'images'"),
-        ({"sclip__caption_weight": -1}, r"config.sclip.caption_weight: -1.0 is not at least 0"),
+        ({"sclip__caption_weight": -1}, r"config.sclip.caption_weight: -1 is not at least 0"),
         ({"sclip__keyword_weight": ("switch", 0.0, -1.0, 0.5)}, r"config.sclip.keyword_weight: -1.0 is not at least 0"),
         ({"sclip__keyword_weight": ("step", 0.0, 1.0, 0.5)}, r"config.sclip.keyword_weight: .* is no schedule; give"),
     ],
@@ -403,3 +413,76 @@ def test_other_examples_to_replay_are_another_run(corpus, tmp_path):
     assert run(shutil.copytree(others[0], tmp_path / "moved")) == 0
     with pytest.raises(UserError, match=r"holds another run: the content of data\.replay\.path"):
         run(others[1])
+
+
+# What it is for
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """Forty noisy photos of each of four colours; their classes are the colours."""
+    names = {colour: f"{colour} apple" for colour in COLOURS}
+    rng = np.random.default_rng(0)
+
+    def example(colour, number):
+        pixels = (np.array(COLOURS[colour]) + rng.normal(0, 60, (16, 16, 3))).clip(0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        texts = tuple(text for text, _ in captions(names[colour], "fruit", "apples"))
+        kinds = ("template",) * len(texts)
+        source = f"apples/{colour}/{number}.png"
+        return Example(file.getvalue(), texts, kinds, names[colour], colour, "apples", "fruit", source)
+
+    out = tmp_path_factory.mktemp("colours") / "alive"
+    examples = [example(colour, number) for number in range(40) for colour in COLOURS]
+    records = {"apples": DatasetRecord("fruit", names)}
+    write(out, {"train": lambda: iter(examples)}, name="apples", description="For a test.", datasets=records)
+    return Alive.open(out)
+
+
+def colours_of(photos):
+    """The number of the colour that each photo is nearest to."""
+    means = photos.reshape(len(photos), -1, 3).mean(axis=1)
+    return np.argmin(((means[:, None] - np.array(list(COLOURS.values()))) ** 2).sum(-1), axis=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_the_unpaired_images_show_is_learned_from_them(colours, seed):
+    """Two learners make the same steps on the same batches, one photo in ten with its captions; for one of them the
+    others are mere negatives. The one that also guesses what they show finds the captions of their classes, which
+    nothing told it, as often at least, and is far surer of them."""
+    given = {"seed": seed, "data.label_seed": seed, "total_steps": 150, "data.unpaired_batch": 32}
+    config = configs.load(RECIPE, SMALL | FULL | {key: str(value) for key, value in given.items()})
+    chosen = recipe.select(config, colours, None)
+    recipe.settle_keywords(config, colours, chosen)
+    tokenizer = tokenizers.train(pipeline.captions(chosen.paired, ("template",)), 600)
+    learner, init = recipe.learner(config, tokenizer)
+    for name in ("caption_weight", "keyword_weight"):
+        configs.assign(config, f"sclip.{name}", 0.0)
+    baseline, _ = recipe.learner(config, tokenizer)
+    batches = recipe.batches(config, chosen, tokenizer, learner)
+    held = {field: jnp.asarray(rows) for field, rows in next(batches).items()}
+    start = jax.jit(init)(jax.random.key(seed))
+    ends = {"sclip": start, "baseline": start}
+    steps = {"sclip": jax.jit(learner.step), "baseline": jax.jit(baseline.step)}
+    for _ in range(config.total_steps):
+        batch = next(batches)
+        ends = {name: steps[name](state, batch)[0] for name, state in ends.items()}
+    batches.close()
+
+    @jax.jit
+    def judged(params):
+        image, text = (functools.partial(learner.towers[tower], params[tower]) for tower in ("image", "text"))
+        photos = image(image(held["unpaired/image/global"][:, 0]).pooled, method="embed")
+        terms = learner.losses(params, start, held)["sclip"][1]
+        return photos @ text(text(held["tokens"]), method="embed").T, terms
+
+    of_pairs, of_unpaired = (colours_of(np.asarray(held[field])) for field in ("image/global", "unpaired/image/global"))
+    right, terms = {}, {}
+    for name, state in {**ends, "start": start}.items():
+        cosines, terms[name] = judged(state.params)
+        right[name] = np.mean(of_pairs[np.argmax(cosines, axis=1)] == of_unpaired)
+    assert right["start"] < 0.7 and right["sclip"] > 0.9 and right["sclip"] >= right["baseline"]
+    assert terms["sclip"]["sclip/captions"] < terms["baseline"]["sclip/captions"]
+    assert terms["sclip"]["sclip/keywords"] < 0.7 * terms["baseline"]["sclip/keywords"]
