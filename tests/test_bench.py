@@ -45,6 +45,26 @@ def test_transport_is_timed_beside_softmax_in_turns(tmp_path):
     assert figures["temporary memory, MB/device, transport"] > 0
 
 
+@pytest.mark.parametrize(
+    ("what", "one", "others"), [("joint", "joint", "contrastive + distill"), ("locked", "kept", "computed")]
+)
+def test_recipes_take_turns_and_their_ratio_is_told(tmp_path, what, one, others):
+    small = [key for key in KEYS if what == "joint" or not key.startswith("--config.objectives")]
+    told = bench(what, *small, "--repeats=3", f"--out={tmp_path / 'ratio.json'}")
+    assert told.returncode == 0, told.stderr
+    figures = json.loads((tmp_path / "ratio.json").read_text())
+    low, high = map(float, figures["95 % interval, by the clock"].split(", "))
+    assert 0 < low - 1e-3 <= figures[f"{one} / {others}, by the clock"] <= high + 1e-3
+
+
+def test_the_aligner_in_closed_form_is_timed_beside_sgd_on_the_same_features(tmp_path):
+    told = bench("aligner", "--count=1500", "--repeats=1", f"--out={tmp_path / 'aligner.json'}")
+    assert told.returncode == 0, told.stderr
+    figures = json.loads((tmp_path / "aligner.json").read_text())
+    assert figures["sgd / ridge, seconds"] == pytest.approx(figures["seconds, sgd"] / figures["seconds, ridge"])
+    assert figures["held-out R2, ridge"] >= figures["held-out R2, sgd"] - 0.01 > 0
+
+
 def test_the_input_of_both_streams_is_timed(tmp_path, corpus):
     small = [key for key in KEYS if not key.startswith("--config.objectives")]
     given = [*small, f"--config.data.path={corpus}", "--config.data.unpaired_batch=8", "--repeats=1"]
@@ -124,6 +144,7 @@ def test_importing_a_vit_b16_is_timed_beside_reading_its_file(tmp_path):
         (["build", "--source=nowhere"], "--source=nowhere is no folder"),
         (["memory", "--kount=3"], "unknown argument --kount=3"),
         (["transport", "--config=configs/sclip.py:mode=supervised"], "give config.objectives.sclip a weight"),
+        (["joint", "--config=configs/alive.py:photos"], "joint needs contrastive and distill"),
         (
             ["step", "--out=README.md/x.json", "--repeats=1", *KEYS],
             "README.md, where x.json should be made",

@@ -3,6 +3,9 @@
 python tools/bench.py step  [--config=configs/alive.py] [--config.KEY=VALUE ...]   the training step and the matmul peak
 python tools/bench.py transport [--config=configs/sclip.py]   S-CLIP's step, labels by optimal transport or by softmax
 python tools/bench.py input [--config=configs/alive.py] [--config.KEY=VALUE ...]   the input pipeline, for each core
+python tools/bench.py joint [--config=configs/alive.py]      a step of both losses beside a step of each
+python tools/bench.py locked [--config=configs/lit.py]       LiT's step on kept features beside computing them
+python tools/bench.py aligner                     AgriCLIP's aligner in closed form beside 70 epochs of SGD
 python tools/bench.py corpus                                                       drawing the embedded corpus
 python tools/bench.py build [--source=PHOTOS]     photos to an ALive folder, beside a plain loop that reads the same
 python tools/bench.py memory                      how much of it a build takes as the collection grows
@@ -133,64 +136,160 @@ def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
 def bench_transport(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
     """What optimal transport adds to S-CLIP's step: 512 images with captions and 512 without, 100 keywords.
 
-    The two steps, which differ in nothing but `sclip.assignment`, are compiled in one process and take turns.
+    The two steps differ in nothing but `sclip.assignment`.
     """
-    import jax
-    import numpy as np
-    from scipy import stats
-
     from agriclip_jax import config as configs
-    from agriclip_jax import mesh, recipe
-    from agriclip_jax.data.tokenizers import train as train_tokenizer
-    from agriclip_jax.state import batch_fields
 
     sizes = {"batch_size": "512", "data.unpaired_batch": "512"}
     config = configs.load(options.config or "configs/sclip.py", sizes | configs.overrides(rest))
     if not config.objectives.get("sclip"):
         raise UserError("config.objectives: transport is S-CLIP's; give config.objectives.sclip a weight")
     configs.assign(config, "sclip.phrases", KEYWORDS)
-    tokenizer = train_tokenizer(KEYWORDS, 600)
-    devices = mesh.make(config.mesh)
-    sharding = mesh.batch_sharding(devices, config.batch_size)
-    compiled, states, batch = {}, {}, None
-    for assignment in ("ot", "soft"):
-        config.sclip.assignment = assignment
+    plain = config.copy_and_resolve_references()
+    plain.sclip.assignment = "soft"
+    times, memory = steps_in_turn({"transport": config, "softmax": plain}, options.repeats)
+    return {
+        "images/step": f"{config.batch_size} paired, {config.data.unpaired_batch} unpaired",
+        **spent(times, memory),
+        **ratio(times, "transport", ["softmax"]),
+    }
+
+
+def bench_joint(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
+    """One step of both losses beside a step of each: what sharing the global views' forward pass saves."""
+    from agriclip_jax import config as configs
+
+    config = load_config(options, rest)
+    both = {name: weight for name, weight in config.objectives.items() if weight}
+    if not {"contrastive", "distill"} <= both.keys():
+        raise UserError("config.objectives: joint needs contrastive and distill, each with a weight")
+    recipes = {"joint": config}
+    for name, others in (("contrastive", both.keys() - {"contrastive"}), ("distill", {"contrastive"})):
+        recipes[name] = config.copy_and_resolve_references()
+        for other in others:
+            configs.assign(recipes[name], f"objectives.{other}", 0.0)
+    times, memory = steps_in_turn(recipes, options.repeats)
+    return {**spent(times, memory), **ratio(times, "joint", ["contrastive", "distill"])}
+
+
+def bench_locked(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
+    """A step of LiT on kept features beside one that computes them, on batches that lie ready."""
+    from agriclip_jax import config as configs
+
+    kept = configs.load(options.config or "configs/lit.py", configs.overrides(rest))
+    anew = kept.copy_and_resolve_references()
+    anew.data.frozen_features = False
+    times, memory = steps_in_turn({"kept": kept, "computed": anew}, options.repeats)
+    return {**spent(times, memory), **ratio(times, "kept", ["computed"])}
+
+
+def bench_aligner(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
+    """The aligner in closed form beside the paper's 70 epochs of SGD, on the same features of `--count` photos.
+
+    They are drawn: 384 of a spectrum that falls as 1 / k, and 512 that are a smooth function of them with noise.
+    """
+    import jax.numpy as jnp
+    import numpy as np
+
+    from agriclip_jax import aligner
+
+    no_more(rest)
+    count, rng = options.count or 50_000, np.random.default_rng(0)
+    hidden = rng.standard_normal((count + 5_000, 384)) / np.arange(1, 385)
+    x = (hidden @ rng.standard_normal((384, 384))).astype(np.float32) + 1
+    y = (np.tanh(3 * hidden) @ rng.standard_normal((384, 512)) + 0.3 * rng.standard_normal((len(x), 512))).astype(
+        np.float32
+    )
+
+    def batches(rows: slice):
+        for start in range(rows.start, rows.stop, 1000):
+            part = slice(start, min(start + 1000, rows.stop))
+            yield jnp.asarray(x[part]), jnp.asarray(y[part]), jnp.ones(part.stop - part.start)
+
+    held_out = aligner.moments(batches(slice(count, len(x))))
+    fits: dict[str, list[tuple[float, float]]] = {"ridge": [], "sgd": []}
+    for _ in range(options.repeats):
+        began = time.perf_counter()
+        found = aligner.ridge(aligner.moments(batches(slice(0, count))), held_out)
+        fits["ridge"].append((time.perf_counter() - began, found.r2))
+        began = time.perf_counter()
+        fitted = aligner.sgd(x[:count], y[:count])
+        fits["sgd"].append((time.perf_counter() - began, aligner.r2(fitted, held_out)))
+    figures: dict[str, float | str] = {"photos": float(count)}
+    for name, rows in fits.items():
+        figures[f"seconds, {name}"], figures[f"held-out R2, {name}"] = (float(v) for v in np.median(rows, axis=0))
+    seconds = np.array([[row[0] for row in fits[name]] for name in ("sgd", "ridge")])
+    return figures | {"sgd / ridge, seconds": float(np.median(seconds[0] / seconds[1]))}
+
+
+def steps_in_turn(recipes: dict, repeats: int) -> tuple[dict, dict]:
+    """Compiles the step of each recipe in one process, then has them take turns on batches that lie ready.
+
+    Returns:
+      name -> (seconds by the clock, by the cores) of each repeat, and name -> temporary bytes on a device.
+    """
+    import jax
+
+    from agriclip_jax import mesh, recipe
+    from agriclip_jax.data.tokenizers import train as train_tokenizer
+    from agriclip_jax.state import batch_fields
+
+    compiled, states, batches = {}, {}, {}
+    tokenizer = train_tokenizer(list(KEYWORDS), 600)
+    for name, config in recipes.items():
+        devices = mesh.make(config.mesh)
         learner, init = recipe.learner(config, tokenizer)
         shardings = mesh.state_sharding(devices, jax.eval_shape(init, jax.random.key(0)))
         state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-        if batch is None:
-            rows = random_rows(config, recipe.views(config), batch_fields(learner.objectives), tokenizer)
-            batch = mesh.place_batch(rows, sharding)
+        needs = batch_fields(learner.objectives)
+        if config.data.frozen_features:
+            needs = needs - {"image/global"} | {"features/global"}
+        rows = random_rows(config, recipe.views(config), needs, tokenizer, learner.towers["image"].config.features)
+        batches[name] = mesh.place_batch(rows, mesh.batch_sharding(devices, config.batch_size))
         step = jax.jit(learner.step, donate_argnums=0, out_shardings=(shardings, None))
-        compiled[assignment] = step.lower(state, batch).compile()
-        states[assignment], _ = compiled[assignment](state, batch)
+        compiled[name] = step.lower(state, batches[name]).compile()
+        states[name], _ = compiled[name](state, batches[name])
     jax.block_until_ready(states)
 
-    def step_once(assignment: str) -> None:
-        states[assignment], _ = compiled[assignment](states[assignment], batch)
-        jax.block_until_ready(states[assignment])
+    def step_once(name: str) -> None:
+        states[name], _ = compiled[name](states[name], batches[name])
+        jax.block_until_ready(states[name])
 
-    times: dict[str, list[tuple[float, float]]] = {assignment: [] for assignment in compiled}
-    for repeat in range(options.repeats):
-        for assignment in sorted(compiled, reverse=bool(repeat % 2)):  # whoever is second finds a warmer machine
-            times[assignment].append(timed(lambda assignment=assignment: step_once(assignment)))
-    figures: dict[str, float | str] = {
-        "device": f"{devices.size} x {devices.devices.flat[0].device_kind}",
-        "images/step": f"{config.batch_size} paired, {config.data.unpaired_batch} unpaired",
-    }
-    for side, name in (("ot", "transport"), ("soft", "softmax")):
-        figures[f"seconds/step (median), {name}"] = float(np.median(np.array(times[side])[:, 0]))
-        figures[f"temporary memory, MB/device, {name}"] = compiled[side].memory_analysis().temp_size_in_bytes / 1e6
-    ratios = np.sort(np.array(times["ot"]) / np.array(times["soft"]), axis=0)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in recipes}
+    for repeat in range(repeats):
+        for name in sorted(recipes, reverse=bool(repeat % 2)):  # whoever is second finds a warmer machine
+            times[name].append(timed(lambda name=name: step_once(name)))
+    return times, {name: step.memory_analysis().temp_size_in_bytes for name, step in compiled.items()}
+
+
+def spent(times: dict, memory: dict) -> dict[str, float | str]:
+    """The device, and of each recipe the median seconds of a step and its memory."""
+    import jax
+    import numpy as np
+
+    figures: dict[str, float | str] = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+    for name, seen in times.items():
+        figures[f"seconds/step (median), {name}"] = float(np.median(np.array(seen)[:, 0]))
+        figures[f"temporary memory, MB/device, {name}"] = memory[name] / 1e6
+    return figures
+
+
+def ratio(times: dict, one: str, others: list[str]) -> dict[str, float | str]:
+    """One recipe's step over the sum of others', turn by turn: the median and its 95 % interval."""
+    import numpy as np
+    from scipy import stats
+
+    ratios = np.sort(np.array(times[one]) / sum(np.array(times[other]) for other in others), axis=0)
     beyond = max(int(stats.binom.ppf(0.025, len(ratios), 0.5)) - 1, 0)  # ranks of the median's 95 % interval
+    figures: dict[str, float | str] = {}
     for of, by in zip(ratios.T, ("by the clock", "by the cores' time"), strict=True):
-        figures[f"transport / softmax, {by}"] = float(np.median(of))
+        figures[f"{one} / {' + '.join(others)}, {by}"] = float(np.median(of))
         figures[f"95 % interval, {by}"] = f"{of[beyond]:.3f}, {of[-1 - beyond]:.3f}"
     return figures
 
 
-def random_rows(config, views, needs, tokenizer) -> dict:
-    """One batch of the needed fields with random content."""
+def random_rows(config, views, needs, tokenizer, width: int = 0) -> dict:
+    """One batch of the needed fields with random content; `width` is that of image features."""
     import numpy as np
 
     from agriclip_jax.data import masks
@@ -200,6 +299,7 @@ def random_rows(config, views, needs, tokenizer) -> dict:
         for stream, count in (("", config.batch_size), ("unpaired/", config.data.unpaired_batch)):
             shape = (count, spec.count, spec.size, spec.size, 3)
             rows[f"{stream}image/{name}"] = rng.integers(0, 256, shape, np.uint8)
+    rows["features/global"] = rng.standard_normal((config.batch_size, 1, width), np.float32)
     rows["mentions"] = rng.random((config.batch_size, len(config.sclip.phrases))) < 0.02
     rows["tokens"] = tokenizer.encode(["a photo of a leaf"] * config.batch_size, config.text.context_length)
     for name in ("caption_id", "class_id"):
@@ -627,6 +727,9 @@ def random_embeddings(count: int, seed: int):
 
 
 BENCHES = {
+    "joint": bench_joint,
+    "locked": bench_locked,
+    "aligner": bench_aligner,
     "eval": bench_eval,
     "import": bench_import,
     "zeroshot": bench_zeroshot,
