@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from agriclip_jax import inference, stages
+from agriclip_jax import inference, runs
 from agriclip_jax import main as command
 from agriclip_jax.checkpoint import Checkpoints
 from agriclip_jax.data import pipeline
@@ -171,7 +171,7 @@ def test_predict_says_what_is_damaged_in_one_line(finished, tmp_path, name, cont
 
 def test_a_second_run_in_the_same_workdir_is_refused(finished, corpus, tmp_path):
     workdir = interrupted(finished, tmp_path, 3)
-    with stages.claimed(workdir), pytest.raises(UserError, match=r"is in use by another run; wait for its end"):
+    with runs.claimed(workdir), pytest.raises(UserError, match=r"is in use by another run; wait for its end"):
         command.run(arguments(workdir, corpus))
     assert command.run(arguments(workdir, corpus)) == 0
 
@@ -325,19 +325,19 @@ def test_a_workdir_that_is_something_else_is_left_alone(corpus, tmp_path, make, 
     assert before == sorted(p.name for p in tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("written", range(len(stages.IDENTITY)))
+@pytest.mark.parametrize("written", range(len(runs.IDENTITY)))
 def test_a_first_start_killed_while_it_wrote_who_it_is_starts_again(finished, corpus, tmp_path, written):
     workdir = tmp_path / "killed"
     workdir.mkdir()
-    for name in stages.IDENTITY[:written]:
+    for name in runs.IDENTITY[:written]:
         shutil.copy(finished / name, workdir / name)
-    (workdir / f"{stages.IDENTITY[written]}.partial").write_text('{"half')
+    (workdir / f"{runs.IDENTITY[written]}.partial").write_text('{"half')
     config, alive = tiny.config(), Alive.open(corpus)
-    classes, data = stages.what_was_seen(alive)
-    assert not stages.is_finished(workdir, config, data, extend=False, say=print)
-    tokenizer = stages.run_tokenizer(workdir, config, {}, select(alive, "train"), lambda line: None)
-    stages.prepare_workdir(workdir, config, tokenizer, classes, data)
-    assert sorted(p.name for p in workdir.iterdir()) == sorted(stages.IDENTITY)
+    classes, data = runs.what_was_seen(alive)
+    assert not runs.is_finished(workdir, config, data, extend=False, say=print)
+    tokenizer = runs.tokenizer_of(workdir, config, {}, select(alive, "train"), lambda line: None)
+    runs.prepare(workdir, config, tokenizer, classes, data)
+    assert sorted(p.name for p in workdir.iterdir()) == sorted(runs.IDENTITY)
 
 
 def test_another_tokenizer_is_another_run(finished, corpus, tmp_path):
@@ -348,12 +348,12 @@ def test_another_tokenizer_is_another_run(finished, corpus, tmp_path):
 
 def test_a_tokenizer_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"config.text.tokenizer: there is no file /no.json"):
-        stages.run_tokenizer(tmp_path, tiny.config(text__tokenizer="/no.json"), {}, None, print)
+        runs.tokenizer_of(tmp_path, tiny.config(text__tokenizer="/no.json"), {}, None, print)
 
 
 def test_captions_that_are_cut_are_counted_and_said(corpus, tmp_path, capsys):
     chosen = select(Alive.open(corpus), "train")
-    stages.run_tokenizer(tmp_path, tiny.config(text__context_length=4), {}, chosen, print)
+    runs.tokenizer_of(tmp_path, tiny.config(text__context_length=4), {}, chosen, print)
     count = len(pipeline.captions(chosen.paired, ("template",)))
     assert capsys.readouterr().out == (
         f"captions: {count} of {count} are longer than config.text.context_length=4 and are cut\n"

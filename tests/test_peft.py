@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from agriclip_jax import config as configs
-from agriclip_jax import inference, peft, recipe, rules, stages
+from agriclip_jax import inference, peft, recipe, rules, runs
 from agriclip_jax import main as command
 from agriclip_jax import mesh as meshes
 from agriclip_jax.checkpoint import Checkpoints
@@ -323,8 +323,9 @@ def test_a_general_model_that_is_gone_or_another_is_one_line(general, adapted, r
         config = json.loads((away / "config.json").read_text(encoding="utf-8"))
         shutil.copytree(away, moved)
         _, init = recipe.learner(ConfigDict(config), inference.load(moved).tokenizer)
-        Checkpoints(moved / "checkpoints").save(replace(jax.jit(init)(jax.random.key(5)), step=jnp.int32(1)), {})
-        Checkpoints(moved / "checkpoints").wait()
+        checkpoints = Checkpoints(moved / "checkpoints")
+        checkpoints.save(replace(jax.jit(init)(jax.random.key(5)), step=jnp.int32(1)), {})
+        checkpoints.close()
         with pytest.raises(UserError, match=rf"{moved} holds other weights than it was trained on; put them back"):
             inference.load(adapted)
         record = json.loads((adapted / "peft.json").read_text(encoding="utf-8"))
@@ -374,7 +375,7 @@ def test_what_cannot_be_is_one_line_before_anything_is_written(general, tmp_path
 def merged(adapted, tmp_path_factory):
     """The workdir that tools/merge.py made of the adapted run."""
     out = tmp_path_factory.mktemp("merged") / "run"
-    stages.write_model(inference.load(adapted), out)
+    runs.write_model(inference.load(adapted), out)
     return out
 
 

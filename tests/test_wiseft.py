@@ -8,7 +8,7 @@ import pytest
 from html_page import Page
 from tiny import call
 
-from agriclip_jax import inference, rules, stages
+from agriclip_jax import inference, rules, runs
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import tasks, wiseft, zeroshot
 
@@ -23,7 +23,7 @@ def adapted(general, tmp_path_factory):
     """A run whose every weight lies elsewhere than the general one's."""
     rng = np.random.default_rng(0)
     moved = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), general.params)
-    stages.write_model(general.at(moved, 7), out := tmp_path_factory.mktemp("adapted") / "run")
+    runs.write_model(general.at(moved, 7), out := tmp_path_factory.mktemp("adapted") / "run")
     return inference.load(out)
 
 

@@ -53,7 +53,7 @@ def main() -> int:
     import jax
 
     from agriclip_jax import config as configs
-    from agriclip_jax import initial, mesh, recipe, stages
+    from agriclip_jax import initial, mesh, recipe, runs
     from agriclip_jax.data import corpus, pipeline, tokenizers
     from agriclip_jax.data.records import Alive
 
@@ -83,7 +83,7 @@ def main() -> int:
     arrays = initial.parameters(found, shapes.params, shardings.params)
     if fresh := initial.fresh(found, shapes.params, arrays):
         print(f"fresh: {', '.join(fresh)}")
-    print(f"{arguments.out}: {stages.write_run(arguments.out, config, tokenizer, arrays)}")
+    print(f"{arguments.out}: {runs.write(arguments.out, config, tokenizer, arrays)}")
     return 0
 
 

@@ -25,12 +25,12 @@ def main() -> int:
     from agriclip_jax.files import check_new_folder
 
     check_new_folder(arguments.out)
-    from agriclip_jax import inference, stages
+    from agriclip_jax import inference, runs
 
     model = inference.load(arguments.ckpt, step=arguments.step, use=arguments.use)
     if model.config.peft.method == "none":
         raise UserError(f"{arguments.ckpt} is whole already: config.peft.method is none")
-    print(f"{arguments.out}: {stages.write_model(model, arguments.out)}")
+    print(f"{arguments.out}: {runs.write_model(model, arguments.out)}")
     return 0
 
 

@@ -63,7 +63,7 @@ def main() -> int:
         check_new_folder(arguments.write)
     if arguments.out:
         check_place(arguments.out)
-    from agriclip_jax import inference, stages
+    from agriclip_jax import inference, runs
     from agriclip_jax.evaluate import tasks, wiseft
 
     general, adapted = inference.load(arguments.general), inference.load(arguments.adapted)
@@ -82,7 +82,7 @@ def main() -> int:
         print(f"wrote {arguments.out}/wiseft.json and wiseft.html")
     if arguments.write:
         mixed = wiseft.interpolate(general, adapted, arguments.choose)
-        print(f"{arguments.write}: {stages.write_model(mixed, arguments.write)}")
+        print(f"{arguments.write}: {runs.write_model(mixed, arguments.write)}")
     return 0
 
 
