@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from absl import logging
 from ml_collections import ConfigDict
 
-from agriclip_jax.data.records import CAPTION_KINDS
+from agriclip_jax.data.records import CAPTION_KINDS, NAME
 from agriclip_jax.data.views import FILTERS, RESIZES
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import read_record
@@ -20,6 +20,7 @@ from agriclip_jax.rules import flatten
 
 STAGES = ("train", "align")
 FITS = ("ridge", "sgd")
+POSITIVES = ("class", "caption", "none")
 NUMBER = (int, float)
 SCHEDULE = (int, float, tuple, list)
 CENTRINGS = ("centre", "sinkhorn")
@@ -67,6 +68,7 @@ SCHEMA: dict[str, Any] = {
     "data": {
         "path": str,
         "caption_kinds": (tuple, list),
+        "captions_per_image": int,
         "threads": int,
         "workers": int,
         "frozen_features": bool,
@@ -128,6 +130,7 @@ SCHEMA: dict[str, Any] = {
     },
     "ibot": {"shared_head": bool},
     "gram": {"start": NUMBER, "every": NUMBER, "refreshes": int, "size": int},
+    "contrastive": {"positives": str},
     "sclip": {
         "assignment": str,
         "compare": str,
@@ -160,6 +163,8 @@ UNSAID: dict[str, Any] = {
     "align/fit": "ridge",  # how the aligner is fitted: ridge, in closed form, or the paper's sgd
     "stages": (),  # names of the runs, one after the other, that the recipe is made of
     "data/frozen_features": False,  # of a frozen image tower: computed once of each photo, kept, and trained on
+    "data/captions_per_image": 0,  # of each kind, always the same of an image; 0: all
+    "contrastive/positives": "class",  # which other pairs of a batch are right too: "class", "caption", or "none"
     "data/domains": (),  # of the training examples: "crop", "weed", ...; () for all
     "data/label_ratio": 1.0,  # share of them whose captions are used; the others are unpaired
     "data/label_seed": 0,  # decides which
@@ -254,6 +259,7 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "at least 0",
         lambda v: v >= 0,
         "seed eval_every checkpoint/every data/threads data/workers data/label_seed data/unpaired_batch "
+        "data/captions_per_image "
         "sclip/caption_weight sclip/keyword_weight views/global/size views/local/count "
         "views/local/size image/width image/depth image/heads image/registers image/layer_scale image/unroll "
         "init/aligner_variance image/mlp image/rotary_base "
@@ -335,8 +341,10 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
 
 
 def beside(file: str, name: str, arg: str = "") -> ConfigDict:
-    """What the recipe `name` in the folder of a recipe's `file` returns, for that recipe to go on from."""
-    return _of_file(Path(file).with_name(f"{name}.py"), arg)
+    """What the recipe `name` in the folder of a recipe's `file` returns, complete, for that recipe to go on from."""
+    config = _of_file(Path(file).with_name(f"{name}.py"), arg)
+    complete(config)
+    return config
 
 
 def words(text: str, recipe: str, **known: Sequence[str]) -> dict[str, str]:
@@ -515,15 +523,17 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{path.replace('/', '.')}: {wrong[0]!r} is not a pattern on parameter paths")
     if flat.get("objectives/distill") and flat["views/global/count"] + flat["views/local/count"] < 2:
         raise UserError("config.objectives.distill compares views: give config.views.global.count 2, or local views")
+    kinds = (*CAPTION_KINDS, NAME)
     for kind in flat["data/caption_kinds"] or ("",):
-        if kind not in CAPTION_KINDS:
-            raise UserError(f"config.data.caption_kinds: unknown {kind!r}{near_misses(str(kind), CAPTION_KINDS)}")
+        if kind not in kinds:
+            raise UserError(f"config.data.caption_kinds: unknown {kind!r}{near_misses(str(kind), kinds)}")
     names = {
         "stage": STAGES,
         "align/fit": FITS,
         "image/resize": RESIZES,
         "image/filter": FILTERS,
         "distill/centring": CENTRINGS,
+        "contrastive/positives": POSITIVES,
         "peft/method": METHODS,
     }
     for path, known in names.items():

@@ -156,7 +156,14 @@ class Race:
         self.say(f"{entry.name}, seed {seed}, {self.budget}")
         steps = self._steps(entry)
         workdir = self._workdir(entry, seed)
+        shared = self._shared(entry, steps, seed)
+        for name, kept in shared.items():
+            if kept.is_dir() and not (workdir / name).exists():
+                _copy(kept, workdir / name)
         self._command("-m", "agriclip_jax.main", *_main(entry, workdir, steps, seed))
+        for name, kept in shared.items():
+            if not kept.exists():
+                _copy(workdir / name, kept)
         final = workdir / entry.plan[-1].name
         self._command(
             str(ROOT / "tools" / "evaluate.py"), f"--suite={self.suite}", f"--ckpt={final}", f"--use={entry.use}"
@@ -179,6 +186,15 @@ class Race:
             for entry in () if self.keep else entries:
                 shutil.rmtree(self._workdir(entry, seed), ignore_errors=True)
 
+    def _shared(self, entry: Entry, steps: Mapping[str, int], seed: int) -> dict[str, Path]:
+        """Where stages that other recipes may have alike are kept: all but the last, of those that train."""
+        kept = {}
+        for stage, settings in zip(entry.plan[:-1], _settings(entry), strict=False):
+            if stage.config.stage == "train" and not any(str(v).startswith("stage:") for v in settings.values()):
+                key = _hash([settings, steps[stage.name], seed])
+                kept[stage.name] = self.out / "shared" / f"{stage.name}.{key}"
+        return kept
+
     def _workdir(self, entry: Entry, seed: int) -> Path:
         return self.out / "runs" / f"{_slug(entry.trained)}.{self.budget}.seed{seed}"
 
@@ -199,7 +215,7 @@ class Race:
             speeds = {"key": key, "images_per_s": rates}
             write_json(file, speeds)
             shutil.rmtree(workdir)
-        batch = {stage.name: stage.config.batch_size for stage in entry.plan}
+        batch = {stage.name: configs.images_per_step(stage.config) for stage in entry.plan}
         return {n: max(int(share * speeds["images_per_s"][n] / batch[n]), 1) for n in entry.training}
 
     def _key(self, entry: Entry, seed: int) -> str:
@@ -217,8 +233,9 @@ class Race:
         for name in entry.training:
             config = configs.read(workdir / name)
             steps += config.total_steps
-            images += config.total_steps * config.batch_size
-            seconds += config.total_steps * config.batch_size / images_per_second(workdir / name)
+            seen = config.total_steps * configs.images_per_step(config)
+            images += seen
+            seconds += seen / images_per_second(workdir / name)
         for aligned in workdir.glob("*/aligner.json"):
             seconds += read_record(aligned, "seconds")["seconds"]
         tasks = {
@@ -261,6 +278,14 @@ class Race:
 def _main(entry: Entry, workdir: Path, steps: Mapping[str, int], seed: int) -> list[str]:
     given = {**entry.given, **entry.keys(steps), "seed": str(seed)}
     return [f"--config={entry.spec}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in given.items())]
+
+
+def _copy(run: Path, to: Path) -> None:
+    """Copies a run's folder, all of it or nothing."""
+    partial = to.with_name(f"{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(run, partial)
+    partial.rename(to)
 
 
 def images_per_second(workdir: Path) -> float:

@@ -182,7 +182,7 @@ def settle_keywords(config: ConfigDict, alive: Alive, chosen: Selection) -> list
     if not (config.objectives.get("sclip") and options.keyword_weight) or options.phrases:
         return []
     names = keywords.of_classes(alive.datasets, config.data.domains)
-    captions = pipeline.captions(chosen.paired, config.data.caption_kinds)
+    captions = pipeline.captions(chosen.paired, config.data.caption_kinds, config.data.captions_per_image)
     phrases, notes = keywords.choose(options.keywords, captions, names)
     configs.assign(config, "sclip.phrases", phrases)
     return notes
@@ -211,6 +211,7 @@ def batches(
         needs=needs,
         features=known,
         caption_kinds=config.data.caption_kinds,
+        captions_per_image=config.data.captions_per_image,
         patch=config.image.patch,
         batch_size=config.batch_size,
         seed=config.seed,

@@ -227,7 +227,8 @@ def tokenizer_of(
         return tokenizers.Tokenizer.load(workdir / "tokenizer.json")
     if config.text.tokenizer and not Path(config.text.tokenizer).exists():
         raise UserError(f"config.text.tokenizer: there is no file {config.text.tokenizer}")
-    captions = pipeline.captions(chosen.captioned(), config.data.caption_kinds)
+    options = config.data
+    captions = pipeline.captions(chosen.captioned(), options.caption_kinds, options.captions_per_image)
     length = config.text.context_length
     if "text" in sources:
         tokenizer = initial.tokenizer(sources["text"], config.text.tokenizer)

@@ -1,31 +1,84 @@
 """The recipes of the race in tools/compare.py, each tuned alike on validation splits: `NAME[,setting=cpu|gpu]`.
 
 All share towers, images, captions, augmentations of the global view and optimiser with `contrastive`, the standard
-adaptation of CLIP; what differs stands below.
+adaptation of CLIP; what differs stands below. A name of several stages divides its budget among those that train.
 """
 
 from ml_collections import ConfigDict
 
 from agriclip_jax import config as configs
 
-NAMES = ("contrastive", "joint", "three_stage")
-STAGES = ("clip", "distill", "align")
+# Which photos the general model of `ADAPTED` knows, and which it is adapted to.
+GENERAL, DOMAIN = ("fruit", "insect", "other"), ("crop", "weed", "livestock", "fish")
+
+# Methods of adapting a general model: a method of config.peft and what is done against forgetting.
+ADAPTED = {
+    **{method: method for method in ("full", "lora", "bias", "pfeiffer", "houlsby", "prefix", "unipelt", "prompts")},
+    "full_replay": "full",
+    "full_l2": "full",
+}
+
+# Captions and positives: keys that differ from the standard adaptation's.
+CAPTIONS = {
+    "names": {"data.caption_kinds": ("name",)},
+    "knowledge": {"data.caption_kinds": ("template", "knowledge")},
+    "one_caption": {"data.captions_per_image": 1},
+    "plain": {"contrastive.positives": "none"},
+}
+
+STAGES = {
+    "three_stage": ("clip", "distill", "align"),
+    "lit": ("distill", "lit"),
+    **dict.fromkeys(ADAPTED, ("general", "adapt")),
+}
+NAMES = ("contrastive", "joint", "siglip", "tips", "supervised", "sclip", "general", *CAPTIONS, *STAGES)
 
 
 def get_config(words: str = "") -> ConfigDict:
-    """The recipe of a name."""
-    chosen = configs.words(words, "race", variant=NAMES, setting=("cpu", "gpu"), stage=("all", *STAGES))
+    """The recipe of a name, or of one of its stages."""
+    known = ("all", *dict.fromkeys(stage for stages in STAGES.values() for stage in stages))
+    chosen = configs.words(words, "race", variant=NAMES, setting=("cpu", "gpu"), stage=known)
     name, stage = chosen["variant"], chosen["stage"]
-    if name == "three_stage":
-        config = configs.beside(__file__, "agriclip", f"photos,stage={stage}")
-    else:
-        config = configs.beside(__file__, "alive", "photos")
-    config.recipe = f"race_{name}"
+    config = _recipe(name, stage)
+    config.recipe = f"race_{name if stage == 'all' else stage}"  # recipes that have a stage alike share its run
+    config.stages = STAGES.get(name, ()) if stage == "all" else ()
     if chosen["setting"] == "gpu":
         config.data.workers, config.image.unroll, config.text.unroll = 16, 1, 1
+    return config
+
+
+def _recipe(name: str, stage: str) -> ConfigDict:
+    """A recipe without its name; of several stages the first, unless one is named."""
+    of = lambda recipe, words="photos": configs.beside(__file__, recipe, words)  # noqa: E731
+    if name == "three_stage":
+        return of("agriclip", f"photos,stage={'clip' if stage == 'all' else stage}")
+    if name == "lit":
+        if stage != "lit":
+            return of("agriclip", "photos,stage=distill")
+        config = of("lit")
+        config.init = ConfigDict({"image": "stage:distill", "teacher": True})
+        return config
+    if name in ("siglip", "tips"):
+        return of(name)
+    if name in ("supervised", "sclip"):
+        return of("sclip", f"photos,mode={'supervised' if name == 'supervised' else 'ot'}")
+    if name in ADAPTED and stage == "adapt":
+        config = of("peft", f"photos,method={ADAPTED[name]}")
+        config.init = ConfigDict({"model": "stage:general"})
+        config.data.domains = DOMAIN
+        if name == "full_replay":
+            config.data.replay = ConfigDict({"share": 0.25})
+        if name == "full_l2":
+            config.objectives.l2_to_start = 0.01
+        return config
+    config = of("alive")
+    if name == "general" or name in ADAPTED:
+        config.data.domains = GENERAL
     if name == "joint":
-        multi_crop = configs.beside(__file__, "alive")
+        multi_crop = of("alive", "")
         config.views["local"], config.distill = multi_crop.views["local"], multi_crop.distill
         config.views["global"].count = 2
         config.objectives.distill = 1.0
+    for key, value in CAPTIONS.get(name, {}).items():
+        configs.assign(config, key, value)
     return config

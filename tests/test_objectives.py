@@ -112,6 +112,35 @@ def test_siglip_is_the_sigmoid_loss_of_every_view_with_every_caption_of_its_clas
     has_slope(lambda x: oracle(bias=x), params.student["logit_bias"], student["logit_bias"])
 
 
+@pytest.mark.parametrize("positives", ["class", "caption", "none"])
+def test_contrastive_takes_for_right_what_its_recipe_says(positives):
+    learner, params, aux = learner_and_parameters(settings("contrastive", contrastive__positives=positives))
+    objective = learner.objectives["contrastive"]
+    features, batch = random_features((IMAGE, TEXT)), tiny.batch(ROWS, classes=3)
+    batch["caption_id"][1] = batch["caption_id"][0]
+    loss, _, (of_features, _) = evaluate(objective, features, params, aux["contrastive"], batch)
+    same = {
+        "class": lambda i, j: any((batch[k][i] == batch[k][j]).all() for k in ("class_id", "caption_id")),
+        "caption": lambda i, j: (batch["caption_id"][i] == batch["caption_id"][j]).all(),
+        "none": lambda i, j: i == j,
+    }[positives]
+    right = np.array([[same(i, j) for j in range(ROWS)] for i in range(ROWS)], np.float64)
+    student = params.student
+
+    def oracle(pooled):
+        texts, images = embedded(student["text"], features[TEXT]), embedded(student["image"], pooled)
+        losses = []
+        for view in range(images.shape[1]):
+            logits = np.exp(student["logit_scale"]) * images[:, view] @ texts.T
+            for each in (logits, logits.T):
+                losses.append(-np.mean(np.sum(right / right.sum(1, keepdims=True) * log_softmax(each), axis=1)))
+        return np.mean(losses)
+
+    assert loss == pytest.approx(oracle(features[IMAGE].pooled), rel=1e-5)
+    has_slope(oracle, features[IMAGE].pooled, of_features[IMAGE].pooled)
+    assert objective.needs == {"class": {"class_id", "caption_id"}, "caption": {"caption_id"}, "none": set()}[positives]
+
+
 def test_koleo_is_the_sum_over_the_views_of_each_ones_own():
     learner, params, aux = learner_and_parameters(settings("koleo"))
     features = random_features((IMAGE,))

@@ -315,7 +315,7 @@ def test_a_kind_is_drawn_first_and_then_one_of_its_captions(tmp_path, tokenizer)
     kinds = ("template", "knowledge", "knowledge", "knowledge")
     alive = folder(tmp_path / "alive", [replace(example(0), captions=several, caption_kinds=kinds)])
 
-    def drawn(*wanted):
+    def drawn(*wanted, most=0):
         rows = pipeline.train_batches(
             select(alive, "train"),
             tokenizer=tokenizer,
@@ -323,6 +323,7 @@ def test_a_kind_is_drawn_first_and_then_one_of_its_captions(tmp_path, tokenizer)
             views={},
             needs=frozenset({"tokens"}),
             caption_kinds=wanted,
+            captions_per_image=most,
             batch_size=400,
             seed=1,
             threads=0,
@@ -336,6 +337,18 @@ def test_a_kind_is_drawn_first_and_then_one_of_its_captions(tmp_path, tokenizer)
     both = drawn("template", "knowledge")
     assert 160 < both["few words"] < 240 and set(both) == set(several)
     assert pipeline.captions(alive.source("train"), ("knowledge",)) == list(several[1:])
+    assert [len(drawn("knowledge", most=most)) for most in (1, 2, 5)] == [1, 2, 3]
+    assert drawn("knowledge", most=1) == drawn("knowledge", most=1)
+    (name,) = drawn("name")
+    assert not name.startswith(("a ", "an ")) and name in pipeline.captions(alive.source("train"), ("name",))
+
+
+def test_the_one_caption_of_an_image_differs_among_those_of_a_class(tmp_path):
+    several = tuple(f"sign {i}" for i in range(6))
+    rows = [replace(example(i), captions=several, caption_kinds=("knowledge",) * 6) for i in range(12)]
+    source = folder(tmp_path / "alive", rows).source("train")
+    each = [pipeline.captions([row], ("knowledge",), 1) for row in source]
+    assert {len(texts) for texts in each} == {1} and len({texts[0] for texts in each}) > 2
 
 
 def test_a_crop_of_the_pipeline_is_a_crop_of_the_views(batches):

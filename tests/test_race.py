@@ -1,6 +1,7 @@
 """A race: equal budgets, records that it goes on from, and tables that say what the records say."""
 
 import json
+import runpy
 
 import numpy as np
 import pytest
@@ -142,6 +143,28 @@ def test_a_race_that_cannot_be_run_is_one_line_before_anything_is_trained(
     code, said = tiny.call(monkeypatch, capsys, "compare.py", *arguments)
     assert code == 2 and message in said.err and len(said.err.strip().splitlines()) == 1
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_every_recipe_of_the_race_is_whole_in_both_settings():
+    names = runpy.run_path("configs/race.py")["NAMES"]
+    for name in names:
+        for setting in ("cpu", "gpu"):
+            plan = race.Entry(name, setting, {}).plan
+            assert plan and all(stage.config.recipe == f"race_{stage.name or name}" for stage in plan)
+    assert len(set(names)) == len(names) >= 20
+
+
+def test_stages_that_recipes_have_alike_are_trained_once(tmp_path, monkeypatch):
+    one = race.Race(tmp_path / "s.yaml", race.budget("100steps"), tmp_path, tmp_path, "cpu", False, print)
+    kept = {}
+    for name in ("full", "lora", "three_stage", "lit"):
+        entry = race.Entry(name, "cpu", {})
+        kept[name] = one._shared(entry, one._steps(entry), 0)
+    assert kept["full"] == kept["lora"] and list(kept["full"]) == ["general"]
+    assert kept["lit"]["distill"] == kept["three_stage"]["distill"] and "align" not in kept["three_stage"]
+    other = race.Entry("lora", "cpu", {})
+    assert one._shared(other, one._steps(other), 1) != kept["lora"]
+    assert one._shared(other, {"general": 51, "adapt": 50}, 0) != kept["lora"]
 
 
 def test_seconds_become_steps_by_the_speed_of_a_short_run_and_stages_share_them(tmp_path, monkeypatch):

@@ -190,6 +190,7 @@ def test_pictures_are_kept_small_and_only_where_a_record_names_them(model, asked
         ("tasks: [x]\nmeasure: [knn]", "unknown key 'measure'"),
         ("tasks: [$NOWHERE/x]", "environment variable NOWHERE is not set"),
         ("tasks: [{photos: x, templates: 3}]", "templates must be a list"),
+        ("tasks: [{photos: x, domains: crop}]", "domains must be a list"),
         ("tasks: [", "no valid YAML"),
     ],
 )
@@ -208,6 +209,7 @@ def test_a_bad_suite_is_one_clear_line(tmp_path, text, message):
         ("{photos: FOLDER/fruit, templates: [a photo]}", "task 2: template='a photo' needs one {}"),
         ("{photos: 'FOLDER/fruit,FOLDER/fruit'}", "task 2: .* asks 'fruit' twice"),
         ("{photos: ','}", "task 2: , names nothing"),
+        ("{photos: FOLDER/fruit, domains: [othr]}", "task 2: no task is of the domain 'othr'; did you mean 'other'"),
     ],
 )
 def test_an_entry_that_cannot_be_loaded_is_told_by_the_suite_and_its_number(tmp_path, asked, entry, message):
@@ -216,6 +218,16 @@ def test_an_entry_that_cannot_be_loaded_is_told_by_the_suite_and_its_number(tmp_
     with pytest.raises(UserError, match=f"^the suite {file}, {message}") as error:
         suite.load(suite.read(file), ())
     assert "--" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_entry_may_ask_the_tasks_of_some_domains_alone(tmp_path, corpus):
+    file = tmp_path / "some.yaml"
+    entries = "".join(
+        f"  - {{photos: {corpus}, domains: [{domain}], group: {domain}s}}\n" for domain in ("fish", "weed")
+    )
+    file.write_text(f"tasks:\n{entries}", encoding="utf-8")
+    found = suite.load(suite.read(file), ())
+    assert {(task.domain, task.group) for task in found} == {("fish", "fishs"), ("weed", "weeds")}
 
 
 def test_two_tasks_of_one_name_are_refused(tmp_path, asked):

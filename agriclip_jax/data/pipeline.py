@@ -12,9 +12,10 @@ import numpy as np
 from absl import flags
 
 from agriclip_jax.data import masks
-from agriclip_jax.data.captions import class_identity, normalise_caption
+from agriclip_jax.data.captions import class_identity, class_phrase, normalise_caption, without_article
 from agriclip_jax.data.keywords import Keywords
 from agriclip_jax.data.parallel import end_with_parent
+from agriclip_jax.data.records import NAME
 from agriclip_jax.data.selection import Selection
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import ViewSpec, crops, decode
@@ -75,6 +76,7 @@ def train_batches(
     needs: frozenset[str],
     features: Sequence[np.ndarray] | None = None,
     caption_kinds: Sequence[str],
+    captions_per_image: int = 0,
     batch_size: int,
     seed: int,
     threads: int,
@@ -106,7 +108,9 @@ def train_batches(
         "unpaired/image/<view>" uint8 [u, count, size, size, 3]. The others cost nothing.
       features: of each paired example, by its place among them.
       caption_kinds: of which captions are drawn: a kind first, each that the example has as often as the others, then
-        one of its captions; an example with none of them may draw any of its captions.
+        one of its captions; an example with none of them may draw any of its captions. The kind "name" is what its
+        class is called, alone.
+      captions_per_image: at most so many of each kind, always the same of an image; 0 for all.
       batch_size: rows with captions, over all processes.
       seed: decides order, captions and views; 0 to 2**32 - 1.
       threads: that make batches ahead, each a whole one; 0 makes each when it is asked for.
@@ -141,7 +145,18 @@ def train_batches(
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags of absl, which a program need not have
 
     def rows(examples: Sequence[Mapping[str, Any]], needs: frozenset[str], seed: int) -> grain.MapDataset:
-        make_row = _Rows(examples, tokenizer, context_length, views, needs, caption_kinds, keywords, features, patch)
+        make_row = _Rows(
+            examples,
+            tokenizer,
+            context_length,
+            views,
+            needs,
+            caption_kinds,
+            captions_per_image,
+            keywords,
+            features,
+            patch,
+        )
         # Grain gets the indices and not the source: it would walk every field of every example for its statistics.
         return grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat().random_map(make_row)
 
@@ -245,12 +260,14 @@ class _Rows:
         views: Mapping[str, ViewSpec],
         needs: frozenset[str],
         caption_kinds: Sequence[str],
+        most: int,
         keywords: Sequence[str],
         features: Sequence[np.ndarray] | None,
         patch: int,
     ):
         self.source, self.tokenizer, self.context_length, self.needs = source, tokenizer, context_length, needs
-        self.caption_kinds, self.keywords, self.features = caption_kinds, Keywords(keywords), features
+        self.caption_kinds, self.most = caption_kinds, most
+        self.keywords, self.features = Keywords(keywords), features
         self.views = {_IMAGE + name: spec for name, spec in views.items() if _IMAGE + name in needs}
         self.masks = (views["global"].count, views["global"].size // patch) if "mask" in needs else None
         self.side = max((spec.source_side for spec in self.views.values()), default=0)
@@ -261,7 +278,7 @@ class _Rows:
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         example = self.source[index]
-        groups = _by_kind(example, self.caption_kinds)
+        groups = _by_kind(example, self.caption_kinds, self.most)
         group = groups[rng.integers(len(groups))] if len(groups) > 1 else groups[0]
         caption = group[rng.integers(len(group))]
         row = {}
@@ -302,14 +319,21 @@ def _hash(text: str) -> np.ndarray:
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), "<u4")
 
 
-def _by_kind(example: Mapping[str, Any], kinds: Sequence[str]) -> list[list[str]]:
-    """The captions that training may draw, by kind."""
+def _by_kind(example: Mapping[str, Any], kinds: Sequence[str], most: int) -> list[list[str]]:
+    """The captions that training may draw, by kind; of each at most `most` (0: all), which ones the source decides."""
     named = list(zip(example["captions"], example["caption_kinds"], strict=True))
     groups = [[caption for caption, kind in named if kind == wanted] for wanted in kinds]
-    return list(filter(None, groups)) or [example["captions"]]
+    if NAME in kinds and example["class_name"]:
+        phrase = class_phrase(example["class_name"], example["dataset"], example["domain"])
+        groups.append([without_article(phrase)])
+    groups = list(filter(None, groups)) or [example["captions"]]
+    if most:
+        first = int(_hash(example["source"])[0])
+        groups = [[group[(first + i) % len(group)] for i in range(min(most, len(group)))] for group in groups]
+    return groups
 
 
-def captions(examples: Iterable[Mapping[str, Any]], kinds: Sequence[str]) -> list[str]:
+def captions(examples: Iterable[Mapping[str, Any]], kinds: Sequence[str], most: int = 0) -> list[str]:
     """The distinct captions of examples that training may draw, in the order in which they come first."""
-    drawn = (group for example in examples for group in _by_kind(example, kinds))
+    drawn = (group for example in examples for group in _by_kind(example, kinds, most))
     return list(dict.fromkeys(caption for group in drawn for caption in group))

@@ -30,6 +30,7 @@ from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import check_place, read_record
 
 CAPTION_KINDS = ("template", "knowledge", "taxonomy", "rewritten", "described", "given")
+NAME = "name"  # what the class is called, alone: a kind that training makes and no record holds
 MAX_PIXELS = 200_000_000  # a larger image is refused before it is decoded
 EXAMPLES_PER_SHARD = 2048
 VERSION = "1.0.0"  # of the TFDS datasets

@@ -31,7 +31,7 @@ from agriclip_jax.files import read_record, read_yaml, write_json
 
 VERSION = 2  # of what the measures mean; records of another one are made anew
 MAX_BYTES = 1 << 20  # of a suite's file
-ENTRY = ("photos", "meta", "split", "group", "templates")  # keys of an entry of `tasks`
+ENTRY = ("photos", "meta", "split", "group", "domains", "templates")  # keys of an entry of `tasks`
 MAP_POINTS = 1500
 GALLERY, GALLERY_PHOTOS = 8, 5  # texts, and photos of each
 ROBUST_PHOTOS = 100  # of each task
@@ -59,7 +59,8 @@ def read(path: Path | str) -> Suite:
     """The suite of a YAML file.
 
     It holds `tasks`, a list of entries with `photos` (as `--tasks` of tools/zeroshot.py; environment variables are
-    filled in) and, where wanted, `meta`, `split`, `group`, `templates`; and `measures`, all of them without it.
+    filled in) and, where wanted, `meta`, `split`, `group`, `domains` (only tasks of these), `templates`; and
+    `measures`, all of them without it.
 
     Raises:
       UserError: it cannot be read, or is no suite.
@@ -89,6 +90,9 @@ def _entries(path: Path, entries: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
             raise UserError(f"{where}: unknown key {unknown[0]!r}{near_misses(unknown[0], ENTRY)}")
         if not all(isinstance(entry.get(key, ""), str) for key in ("meta", "split", "group")):
             raise UserError(f"{where}: meta, split and group must be texts")
+        domains = entry.get("domains", [])
+        if not isinstance(domains, list) or not all(isinstance(domain, str) for domain in domains):
+            raise UserError(f"{where}: domains must be a list such as [crop, weed]")
         templates = entry.get("templates", [])
         if not isinstance(templates, list) or not all(isinstance(text, str) for text in templates):
             raise UserError(f"{where}: templates must be a list of texts with {{}} for the class")
@@ -119,6 +123,14 @@ def load(suite: Suite, seen: Iterable[str], say: Callable[[str], None] = lambda 
                 raise
             told = str(error).removeprefix("--tasks=").removeprefix("--")  # nobody gave a flag
             raise UserError(f"the suite {suite.file}, task {number}: {told}") from error
+        if domains := entry.get("domains"):
+            known = {task.domain for task in found}
+            if unknown := sorted(set(domains) - known):
+                raise UserError(
+                    f"the suite {suite.file or suite.name}, task {number}: no task is of the domain {unknown[0]!r}"
+                    f"{near_misses(unknown[0], known)}"
+                )
+            found = [task for task in found if task.domain in domains]
         for task in found:
             if task.name in (other.name for other in tasks):
                 raise UserError(f"the suite {suite.name} asks {task.name!r} twice; give it once, or rename a folder")

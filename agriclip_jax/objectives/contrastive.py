@@ -13,12 +13,23 @@ from agriclip_jax.encoders import Network
 from agriclip_jax.losses import contrastive as losses
 from agriclip_jax.objectives.base import Parameters, Want
 
+# What other pairs of a batch must share to be right too.
+IDENTITIES = {
+    "class": frozenset({"caption_id", "class_id"}),
+    "caption": frozenset({"caption_id"}),
+    "none": frozenset(),
+}
 IMAGE, TEXT = Want("student", "image", "global"), Want("student", "text")
 
 
 @dataclass(frozen=True)
 class Contrastive:
-    """Multi-positive InfoNCE between every global view and the caption drawn for its image, mean over the views."""
+    """Multi-positive InfoNCE between every global view and the caption drawn for its image, mean over the views.
+
+    Attributes:
+      needs: the identities by which others of the batch are right too: of captions and of classes; without any, plain
+        InfoNCE as CLIP has it.
+    """
 
     image: Network
     text: Network
@@ -34,11 +45,12 @@ class Contrastive:
         images = self.image(params.student["image"], features[IMAGE].pooled, method="embed")
         texts = self.text(params.student["text"], features[TEXT], method="embed")
         scale = jnp.exp(params.student["logit_scale"])
-        positive = losses.positives(batch["caption_id"], batch["class_id"])
+        itself = jnp.arange(len(texts), dtype=jnp.uint32)[:, None]
+        positive = losses.positives(*(batch[name] for name in sorted(self.needs)), itself)
         loss = jnp.mean(jax.vmap(losses.info_nce, (1, None, None, None))(images, texts, scale, positive))
         return loss, {"logit_scale": scale, "positives": jnp.mean(jnp.sum(positive, axis=1))}, aux
 
 
 def build(config: ConfigDict, towers: Mapping[str, Network], tokenizer: Tokenizer) -> Contrastive:
-    """The objective of a config; it has no options of its own."""
-    return Contrastive(towers["image"], towers["text"])
+    """The objective of `config.contrastive`."""
+    return Contrastive(towers["image"], towers["text"], IDENTITIES[config.contrastive.positives])
