@@ -251,7 +251,7 @@ class Race:
             "suite": self.suite.stem,
             "budget": str(self.budget),
             "seed": seed,
-            "given": dict(entry.given),
+            "given": {key: value for key, value in entry.given.items() if key.replace(".", "/") not in configs.WHERE},
             "steps": steps,
             "images": images,
             "accelerator_seconds": round(seconds, 1),
