@@ -195,22 +195,22 @@ def sgd(
     mover = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum))
     params = _torch_linear(jax.random.key(seed), x.shape[1], y.shape[1])
 
-    def loss(params: tuple[jax.Array, jax.Array], rows: jax.Array) -> jax.Array:
-        return jnp.mean((x[rows] @ params[0] + params[1] - y[rows]) ** 2)
-
-    def step(carry, rows):
-        params, state = carry
-        updates, state = mover.update(jax.grad(loss)(params, rows), state, params)
-        return (optax.apply_updates(params, updates), state), None
+    def loss(params: tuple[jax.Array, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.mean((jnp.matmul(x, params[0], precision=jax.lax.Precision.HIGHEST) + params[1] - y) ** 2)
 
     @jax.jit
-    def epoch(carry, key):
+    def epoch(carry, key, x, y):
+        def step(carry, rows):
+            params, state = carry
+            updates, state = mover.update(jax.grad(loss)(params, x[rows], y[rows]), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
         order = jax.random.permutation(key, len(x))[: steps * size].reshape(steps, size)
         return jax.lax.scan(step, carry, order)[0]
 
     carry = params, mover.init(params)
     for key in jax.random.split(jax.random.key(seed + 1), epochs):
-        carry = epoch(carry, key)
+        carry = epoch(carry, key, x, y)
     kernel, bias = (np.asarray(part, np.float64) for part in carry[0])
     return Affine(kernel * c1 / c2, bias / c2)
 

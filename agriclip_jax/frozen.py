@@ -1,5 +1,6 @@
 """Towers that are not trained: what they see in every photo of a corpus, once."""
 
+import dataclasses
 import hashlib
 import json
 from collections import deque
@@ -92,14 +93,15 @@ def look(
       UserError: a photo is unreadable.
     """
     sharding = mesh.batch_sharding(devices, batch_size)
-    views = {str(tower.view): tower.view for tower, _ in towers.values()}
+    named = {name: f"{tower.view} {tower.view.size}" for name, (tower, _) in towers.items()}  # alike ones decode once
+    views = {named[name]: tower.view for name, (tower, _) in towers.items()}
     features = {name: jax.jit(partial(_features, tower.network, wanted)) for name, (tower, wanted) in towers.items()}
     batches = in_order.batches(
         source, views, batch_size, start=start, process_index=jax.process_index(), process_count=jax.process_count()
     )
     for rows in batches:
         batch = mesh.place_batch(rows, sharding)
-        seen = {n: features[n](tower.params, batch[str(tower.view)]) for n, (tower, _) in towers.items()}
+        seen = {name: features[name](tower.params, batch[named[name]]) for name, (tower, _) in towers.items()}
         yield seen | {in_order.WEIGHT: batch[in_order.WEIGHT]}
 
 
@@ -113,7 +115,12 @@ def remembered(
     Raises:
       UserError: a photo is unreadable, or the cache cannot be written.
     """
-    digest = hashlib.sha256(json.dumps([repr(tower.network.config), str(tower.view), tower.view.size]).encode())
+    how = ("remat", "unroll", "drop_path")  # it runs, not what it gives
+    config = tower.network.config
+    if hasattr(config, "blocks"):
+        blocks = {name: value for name, value in dataclasses.asdict(config.blocks).items() if name not in how}
+        config = {**dataclasses.asdict(config), "blocks": blocks}
+    digest = hashlib.sha256(json.dumps([repr(config), str(tower.view), tower.view.size]).encode())
     digest.update(f"{alive.fingerprint} {split}".encode())
     pooling = {name: part for name, part in tower.params.items() if name != "projection"}
     inference.add_parameters(digest, mesh.gathered(pooling))

@@ -235,7 +235,8 @@ def recall(config: ConfigDict, then: ConfigDict, explicit: Collection[str] = ())
     """
     towers = [tower for tower in TOWERS if then.init.model or then.init[tower]]
     keys = [f"{tower}.{name}" for tower in towers for name in then[tower] if name not in RECIPES_OWN]
-    shared = ["embed_dim", "logit_bias", *(["temperature"] if then.init.model else [])]
+    of_both = then.init.model or then.init.image == then.init.text
+    shared = ["embed_dim", "logit_bias", *(["temperature"] if of_both else [])]
     for key in ["sclip.phrases", *([*shared, *keys] if towers else [])]:
         if key not in explicit:
             configs.assign(config, key, configs.get(then, key))
@@ -350,7 +351,7 @@ def general(
 def record(config: ConfigDict, found: Mapping[str, Source]) -> dict[str, str]:
     """What `general` finds the general model by: where it lies, whatever the current folder is, and its fingerprint."""
     spec = config.init.model
-    place = spec if spec.startswith(hub.PREFIX) else str(Path(spec).expanduser().absolute())
+    place = spec if spec.startswith(hub.PREFIX) else str(next(iter(found.values())).path.expanduser().absolute())
     return {"model": place, "fingerprint": fingerprint(found)}
 
 

@@ -1,7 +1,8 @@
 """Where things live: the device mesh and the sharding of the state and of batches."""
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -121,13 +122,14 @@ def _fit(mesh: Mesh, axes: tuple[Any, ...], shape: tuple[int, ...]) -> Partition
 
 
 def gathered(arrays: Any) -> Any:
-    """The global arrays of a tree, whole on every process's host; every process is to ask."""
+    """The global arrays of a tree, all on one mesh, whole on every process's host; every process is to ask."""
+    mesh = jax.tree.leaves(arrays)[0].sharding.mesh
+    return jax.tree.map(np.asarray, _replicate(mesh)(arrays))
 
-    def whole(array: jax.Array) -> np.ndarray:
-        place = NamedSharding(array.sharding.mesh, PartitionSpec())
-        return np.asarray(jax.jit(lambda x: x, out_shardings=place)(array))
 
-    return jax.tree.map(whole, arrays)
+@functools.cache
+def _replicate(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def together(point: str) -> None:

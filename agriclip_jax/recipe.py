@@ -231,7 +231,8 @@ def _check_frozen(config: ConfigDict, learner: Learner) -> None:
     if learner.trains("image"):
         raise UserError(f"{why} need a frozen image tower; set config.optimizer.freeze to ('image/.*',)")
     for name, objective in learner.objectives.items():
-        if any(want != Want("student", "image", "global") for want in objective.wants if want.tower == "image"):
+        others = any(want != Want("student", "image", "global") for want in objective.wants if want.tower == "image")
+        if others or any(field.startswith("image/") for field in objective.needs):
             raise UserError(f"{why} do not serve the objective {name!r}, which wants other features of the images too")
     if config.data.replay.share:
         raise UserError(f"{why} are of the examples of config.data.path alone; set config.data.replay.share to 0")

@@ -203,6 +203,7 @@ def write_model(model: Model, out: Path | str) -> str:
     config.peft.method = config.peft.method if adds else "none"
     configs.assign(config, "peft.also", ("(image|text)/.*",) if adds else ())
     flat = rules.flatten({name: tree for name, tree in model.params.items() if name in recipe.OF_A_MODEL})
+    flat.pop("image/mask", None)  # of training by iBOT
     params = {path: jnp.copy(leaf) for path, leaf in flat.items()}  # which `write` uses up
     classes = tasks.known_classes(model.workdir)
     return write(out, config, model.tokenizer, params, step=model.step, classes=classes)

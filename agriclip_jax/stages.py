@@ -1,13 +1,13 @@
 """A recipe's stages, each a run in a folder of its own: training, or a closed-form fit beside the loop."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -105,6 +105,11 @@ def train(
         imported = initial.parameters(sources, shapes.params, shardings.params)
         if fresh := initial.fresh(sources, shapes.params, imported):
             say(f"fresh: {', '.join(fresh)}")
+        if lost := sorted(without & set(fresh)):
+            raise UserError(
+                f"config.peft.method={config.peft.method} would leave {lost[0]} at random, for config.init.model has "
+                "none that fits; train it by config.peft.also"
+            )
         if config.peft.method != "none":
             record = {"method": config.peft.method, **counts, **initial.record(config, sources)}
         sources.clear()  # a run of ours is a model on the devices
@@ -197,6 +202,8 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
         initial.recall(config, configs.read(workdir), explicit)
         if runs.is_finished(workdir, config, data, extend=False, say=say):
             return True
+    if config.peft.method != "none":
+        raise UserError(f"config.peft.method={config.peft.method}: an aligner is fitted, not trained; set it to none")
     sources = initial.sources(config, workdir.parent)
     if set(sources) != {"image", "text"} or "image" not in sources["text"].towers:
         raise UserError(
@@ -205,32 +212,33 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
         )
     for note in initial.adopt(config, sources, explicit):
         say(note)
-    configs.assign(config, "image.projection_bias", True)
+    for key in ("image.projection", "image.projection_bias"):
+        configs.assign(config, key, True)
     runs.is_finished(workdir, config, data, extend=False, say=say)
-    splits = [split for split in ("train", "val") if split in alive.splits]
-    photos = {split: selection.select(alive, split, domains=config.data.domains).paired for split in splits}
-    tokenizer = runs.tokenizer_of(workdir, config, sources, Selection(photos["train"]), say)
+    fitting = selection.select(alive, "train", domains=config.data.domains).paired
+    tokenizer = runs.tokenizer_of(workdir, config, sources, Selection(fitting), say)
+    try:
+        holding = selection.select(alive, "val", domains=config.data.domains).paired
+    except UserError:  # no such split, or nothing of these domains in it
+        tenth = np.arange(len(fitting)) % 10 == 0
+        fitting, holding = (Examples(fitting, np.flatnonzero(rows)) for rows in (~tenth, tenth))
     learner, init = recipe.learner(config, tokenizer)
     ours, theirs = (frozen.image_tower(sources[tower], devices) for tower in ("image", "text"))
     ours = ours._replace(view=ours.view._replace(size=config.image_size))
 
-    def pairs(split: str, tenth: bool | None) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
+    def pairs(photos: Examples) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
         towers = {"x": (ours, "pooled"), "y": (theirs, "projected")}
-        for batch in frozen.look(towers, photos[split], config.batch_size, devices):
-            weights = batch[in_order.WEIGHT]
-            if tenth is not None:
-                weights = weights * ((jnp.arange(len(weights)) % 10 == 0) == tenth)
-            yield batch["x"], batch["y"], weights
+        for batch in frozen.look(towers, photos, config.batch_size, devices):
+            yield batch["x"], batch["y"], batch[in_order.WEIGHT]
 
     began = time.perf_counter()
-    say(f"aligning the features of {len(photos['train']):,} photos", flush=True)
-    fitting, holding = (("train", None), ("val", None)) if "val" in photos else (("train", False), ("train", True))
-    held_out = aligner.moments(pairs(*holding))
+    say(f"aligning the features of {len(fitting):,} photos", flush=True)
+    held_out = aligner.moments(pairs(holding))
     if config.align.fit == "sgd":
-        fitted = aligner.sgd(*_collected(pairs(*fitting)), seed=config.seed)
+        fitted = aligner.sgd(*_collected(pairs(fitting)), seed=config.seed)
         found = {"fit": "sgd", "r2": aligner.r2(fitted, held_out)}
     else:
-        fit = aligner.ridge(aligner.moments(pairs(*fitting)), held_out)
+        fit = aligner.ridge(aligner.moments(pairs(fitting)), held_out)
         fitted, found = fit.affine, {"fit": "ridge", "r2": fit.r2, "strength": fit.strength, "tried": fit.tried}
     found["seconds"] = time.perf_counter() - began
     key = jax.random.key(config.seed)
@@ -257,6 +265,9 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
         write_json(workdir / "aligner.json", found)
         runs.write_overview(workdir, state.params)
     mesh.together("the workdir is written")
+    if first:
+        shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # of a fit that was stopped before its report
+    mesh.together("the checkpoint can be written")
     checkpoints = Checkpoints(workdir / "checkpoints")
     checkpoints.save(state, {}, score=found.get("zeroshot"))
     checkpoints.close()

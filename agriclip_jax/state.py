@@ -78,8 +78,8 @@ class Learner:
 
     def trains(self, tower: str) -> bool:
         """Whether any parameter of a tower moves, its projection apart."""
-        own = [path for path in self.optimizer.multipliers if path.startswith(f"{tower}/")]
-        return any(self.optimizer.multipliers[path] for path in own if path.split("/")[1] != "projection")
+        rates = {path.removeprefix("lora/"): rate for path, rate in self.optimizer.multipliers.items() if rate}
+        return any(path.startswith(f"{tower}/") and path.split("/")[1] != "projection" for path in rates)
 
     def losses(
         self, params: dict[str, Any], state: State, batch: Mapping[str, jax.Array]

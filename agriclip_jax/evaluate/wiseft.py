@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from agriclip_jax import page, recipe, rules
@@ -57,15 +56,16 @@ def interpolate(general: Any, adapted: Any, alpha: float) -> Any:
             key = differing[0]
             raise _unfit(general, adapted, f"{tower}.{key} is {one.get(key)} in the one, {other.get(key)} in the other")
     trees = [{n: tree for n, tree in m.params.items() if n in recipe.OF_A_MODEL} for m in (general, adapted)]
-    one, other = map(rules.flatten, trees)
+    one, other = ({path: leaf for path, leaf in rules.flatten(t).items() if path != "image/mask"} for t in trees)
     shapes = [{path: leaf.shape for path, leaf in flat.items()} for flat in (one, other)]
     if differing := sorted(path for path in one.keys() | other.keys() if shapes[0].get(path) != shapes[1].get(path)):
         there, here = (of.get(differing[0], "absent") for of in shapes)
         raise _unfit(general, adapted, f"{differing[0]} is {there} in the one, {here} in the other")
     if general.tokenizer.fingerprint != adapted.tokenizer.fingerprint:
         raise _unfit(general, adapted, "their tokenizers differ")
-    params = jax.tree.map(lambda x, y: (1 - alpha) * x + alpha * y, *trees)
-    return adapted.at(params, adapted.step)
+    params = {path: (1 - alpha) * one[path] + alpha * other[path] for path in other}
+    masks = {path: leaf for path, leaf in rules.flatten(trees[1]).items() if path == "image/mask"}
+    return adapted.at(rules.unflatten(params | masks), adapted.step)
 
 
 def _unfit(general: Any, adapted: Any, why: str) -> UserError:
