@@ -6,6 +6,7 @@ commands that a user would give, one after the other.
 
 import hashlib
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -161,6 +162,8 @@ class Race:
             if kept.is_dir() and not (workdir / name).exists():
                 _copy(kept, workdir / name)
         self._command("-m", "agriclip_jax.main", *_main(entry, workdir, steps, seed))
+        if stopped := [stage.name for stage in entry.plan if not (workdir / stage.name / "report.html").is_file()]:
+            raise RunFailure(f"{workdir / stopped[0]} was stopped; give the same command again to go on")
         for name, kept in shared.items():
             if not kept.exists():
                 _copy(workdir / name, kept)
@@ -168,7 +171,7 @@ class Race:
         self._command(
             str(ROOT / "tools" / "evaluate.py"), f"--suite={self.suite}", f"--ckpt={final}", f"--use={entry.use}"
         )
-        record = {"key": key, **self._record(entry, seed, workdir, final)}
+        record = {"key": key, "settings": self._settings(entry), **self._record(entry, seed, workdir, final)}
         write_json(file, record)
         return record
 
@@ -191,39 +194,42 @@ class Race:
         kept = {}
         for stage, settings in zip(entry.plan[:-1], _settings(entry), strict=False):
             if stage.config.stage == "train" and not any(str(v).startswith("stage:") for v in settings.values()):
-                key = _hash([settings, steps[stage.name], seed])
+                key = _hash([settings, _content(stage), steps[stage.name], seed])
                 kept[stage.name] = self.out / "shared" / f"{stage.name}.{key}"
         return kept
 
     def _workdir(self, entry: Entry, seed: int) -> Path:
-        return self.out / "runs" / f"{_slug(entry.trained)}.{self.budget}.seed{seed}"
+        name = [_slug(entry.trained), self.setting, str(self.budget), f"seed{seed}", self._settings(entry)[:8]]
+        return self.out / "runs" / ".".join(name)
 
     def _steps(self, entry: Entry) -> dict[str, int]:
-        """Steps of each stage that trains."""
-        share = self.budget.amount / len(entry.training)
+        """Steps of each stage that trains; of a budget in seconds, passes over the photos beside training are part."""
         if self.budget.unit == "steps":
-            return {name: max(int(share), 1) for name in entry.training}
-        file = self.out / "speed" / f"{_slug(entry.trained)}.json"
+            return dict.fromkeys(entry.training, max(self.budget.amount // len(entry.training), 1))
+        file = self.out / "speed" / f"{_slug(entry.trained)}.{self.setting}.json"
         speeds = read_record(file) if file.is_file() else {}
-        if speeds.get("key") != (key := _hash(_settings(entry))):
+        key = _hash([platform.node(), [stage.config.to_dict() for stage in entry.plan]])
+        if speeds.get("key") != key:
             workdir = file.with_suffix("")
             shutil.rmtree(workdir, ignore_errors=True)
-            self._command(
-                "-m", "agriclip_jax.main", *_main(entry, workdir, dict.fromkeys(entry.training, SPEED_STEPS), 0)
-            )
+            short = _main(entry, workdir, dict.fromkeys(entry.training, SPEED_STEPS), 0)
+            self._command("-m", "agriclip_jax.main", *short, "--config.log_every=5")
             rates = {name: images_per_second(workdir / name) for name in entry.training}
-            speeds = {"key": key, "images_per_s": rates}
+            speeds = {"key": key, "images_per_s": rates, "beside": seconds_beside(workdir)}
             write_json(file, speeds)
             shutil.rmtree(workdir)
+        share = max(self.budget.amount - speeds["beside"], 0) / len(entry.training)
         batch = {stage.name: configs.images_per_step(stage.config) for stage in entry.plan}
         return {n: max(int(share * speeds["images_per_s"][n] / batch[n]), 1) for n in entry.training}
 
     def _key(self, entry: Entry, seed: int) -> str:
         """Everything that decides a record, hashed, but for the code and the device, which it names."""
-        data = entry.plan[0].config.data.path
-        content = read_record(Path(data) / "alive.json", "fingerprint")["fingerprint"] if data else ""
-        asked = self.suite.read_text(encoding="utf-8")
-        return _hash([VERSION, _settings(entry), entry.use, seed, str(self.budget), content, asked])
+        return _hash([self._settings(entry), entry.use, seed, str(self.budget)])
+
+    def _settings(self, entry: Entry) -> str:
+        """The same of what all seeds and budgets share: recipe, content of the data, suite."""
+        content = [_content(stage) for stage in entry.plan]
+        return _hash([VERSION, _settings(entry), content, self.suite.read_text(encoding="utf-8")])
 
     def _record(self, entry: Entry, seed: int, workdir: Path, final: Path) -> dict[str, Any]:
         folders = list((final / "evaluations").glob(f"{self.suite.stem}-*-{entry.use}"))
@@ -236,11 +242,11 @@ class Race:
             seen = config.total_steps * configs.images_per_step(config)
             images += seen
             seconds += seen / images_per_second(workdir / name)
-        for aligned in workdir.glob("*/aligner.json"):
-            seconds += read_record(aligned, "seconds")["seconds"]
+        seconds += seconds_beside(workdir)
         tasks = {
             name: {
                 **{part: record[part] for part in ("group", "domain", "chance", "images")},
+                "photos": _hash(record["sources"])[:8],
                 "right": standings.packed(np.equal(record["labels"], record["predicted"])),
             }
             for name, record in sorted(found.scored("zeroshot").items())
@@ -289,14 +295,32 @@ def _copy(run: Path, to: Path) -> None:
 
 
 def images_per_second(workdir: Path) -> float:
-    """The median over a run's rows, those of its first third left out: compilation and the filling of caches."""
+    """The median over a run's rows, those of its first third left out: compilation and the filling of caches.
+
+    Raises:
+      RunFailure: it has no row.
+    """
     rates = [row["images_per_s"] for row in records.log(workdir / "metrics.jsonl") if row.get("images_per_s")]
-    return float(np.median(rates[len(rates) // 3 :]))
+    if not rates:
+        raise RunFailure(f"{workdir} has no row that says how fast it was; give it more steps")
+    return float(np.median(rates[-(-len(rates) // 3) if len(rates) > 1 else 0 :]))
+
+
+def seconds_beside(workdir: Path) -> float:
+    """Seconds that a recipe's passes over the photos took beside training."""
+    files = [file for name in ("aligner.json", "features.json") for file in sorted(workdir.rglob(name))]
+    return sum(read_record(file, "seconds")["seconds"] for file in files)
 
 
 def _settings(entry: Entry) -> Any:
     """What of its configurations decides a recipe's mathematics."""
     return [configs.decisive(stage.config.to_dict()) for stage in entry.plan]
+
+
+def _content(stage: configs.Stage) -> list[str]:
+    """Fingerprints of the data of a stage."""
+    folders = (stage.config.data.path, stage.config.data.replay.path)
+    return [read_record(Path(f) / "alive.json", "fingerprint")["fingerprint"] if f else "" for f in folders]
 
 
 def _hash(content: Any) -> str:

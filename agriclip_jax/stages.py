@@ -121,7 +121,9 @@ def train(
     known = None
     if config.data.frozen_features:
         tower = frozen.Frozen(learner.towers["image"], state.params["image"], recipe.eval_view(config))
+        began = time.perf_counter()
         kept = frozen.remembered(tower, alive, "train", config.batch_size, devices, say)
+        looking = time.perf_counter() - began
         known = Examples(kept, chosen.paired.places)
     batches = recipe.batches(config, chosen, tokenizer, learner, known)
     try:
@@ -134,6 +136,8 @@ def train(
         held.enter_context(runs.claimed(workdir))
         if record:
             write_json(workdir / initial.RECORD, record)
+        if known is not None and not begun:
+            write_json(workdir / "features.json", {"seconds": looking})
         runs.prepare(workdir, config, tokenizer, classes, data, counts)
         if not begun:
             runs.write_overview(workdir, state.params)

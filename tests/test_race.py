@@ -10,7 +10,7 @@ from scipy import stats
 
 from agriclip_jax import race
 from agriclip_jax.comparison import standings
-from agriclip_jax.errors import UserError
+from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import statistics
 
 RECIPE = "configs/alive.py"
@@ -19,11 +19,21 @@ RECIPE = "configs/alive.py"
 def record(recipe, seed, answers, budget="8steps", **more):
     """`answers`: task -> (group, who is right)."""
     tasks = {
-        name: {"group": group, "domain": "crop", "chance": 0.5, "images": len(right), "right": standings.packed(right)}
+        name: {"group": group, "domain": "crop", "chance": 0.5, "images": len(right)}
+        | {"photos": name, "right": standings.packed(right)}
         for name, (group, right) in answers.items()
     }
     spent = {"steps": 8, "images": 128, "accelerator_seconds": 4.0, "devices": ["cpu"], "given": {}}
-    head = {"recipe": recipe, "seed": seed, "budget": budget, "suite": "s", "setting": "cpu", "code": "x", "key": "k"}
+    head = {
+        "recipe": recipe,
+        "seed": seed,
+        "budget": budget,
+        "suite": "s",
+        "setting": "cpu",
+        "code": "x",
+        "key": "k",
+        "settings": "k",
+    }
     return {**head, **spent, "parameters": {"all": 9, "trained": 9}, "tasks": tasks, **more}
 
 
@@ -91,6 +101,23 @@ def test_tables_give_each_budget_apart_and_the_smaller_gain_last():
     assert made["8steps: what was spent"].rows[1] == ["joint", "8", "128", "4", "cpu"]
 
 
+def test_records_of_other_settings_are_refused_and_tasks_of_other_photos_left_out():
+    with pytest.raises(UserError, match="the records of joint are of different settings"):
+        standings.tables([*RACE, record("joint", 3, answers(0.7, 3), settings="other")], "contrastive", "group")
+    tasks = {k: v | ({"photos": "x"} if k == "in domain1" else {}) for k, v in RACE[0]["tasks"].items()}
+    found = standings.standings([RACE[0] | {"tasks": tasks}, *RACE[1:6]], "contrastive", "group")
+    assert found["in domain"][0].tasks == 3 and found["downstream"][0].tasks == 4
+
+
+def test_a_training_that_was_stopped_leaves_no_record(tmp_path, monkeypatch):
+    (tmp_path / "s.yaml").write_text("tasks: [embedded]\n", encoding="utf-8")
+    monkeypatch.setattr(race.Race, "_command", lambda self, *arguments: None)  # which then has written no report
+    one = race.Race(tmp_path / "s.yaml", race.budget("8steps"), tmp_path, tmp_path, "cpu", False, print)
+    with pytest.raises(RunFailure, match="was stopped; give the same command again"):
+        one.run(race.Entry("contrastive", "cpu", {}), 0)
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_a_task_that_a_run_lacks_counts_for_none():
     few = RACE[0] | {"tasks": {k: v for k, v in RACE[0]["tasks"].items() if k != "in domain0"}}
     assert standings.standings([few, *RACE[1:6]], "contrastive", "group")["in domain"][0].tasks == 3
@@ -155,6 +182,7 @@ def test_every_recipe_of_the_race_is_whole_in_both_settings():
 
 
 def test_stages_that_recipes_have_alike_are_trained_once(tmp_path, monkeypatch):
+    (tmp_path / "s.yaml").write_text("tasks: [embedded]\n", encoding="utf-8")
     one = race.Race(tmp_path / "s.yaml", race.budget("100steps"), tmp_path, tmp_path, "cpu", False, print)
     kept = {}
     for name in ("full", "lora", "three_stage", "lit"):
@@ -182,9 +210,12 @@ def test_seconds_become_steps_by_the_speed_of_a_short_run_and_stages_share_them(
             folder.mkdir(parents=True)
             (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
+        (race.Path(workdir) / "align").mkdir()
+        (race.Path(workdir) / "align" / "aligner.json").write_text('{"seconds": 10}')
+
     monkeypatch.setattr(race.Race, "_command", short)
     one = race.Race(tmp_path / "s.yaml", race.budget("60s"), tmp_path, tmp_path, "cpu", False, print)
-    assert one._steps(entry) == {"clip": 300, "distill": 30}
+    assert one._steps(entry) == {"clip": 250, "distill": 25}
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ measures the moving average. --config.KEY=VALUE sets a key of all. --budget=900s
 many seconds of this accelerator; a recipe of several stages divides its budget among them.
 
 Each finished run leaves a small record (--records, OUT/records without it). The command may be stopped and given
-again, on any machine that has the records. OUT gets table.md, plot.svg, curve.svg with --curve, and report.html.
+again, on any machine that has the records. OUT gets table.md, a plot of each budget, curves with --curve, and a page,
+report.html.
 """
 
 import argparse
@@ -24,6 +25,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--suite", required=True, metavar="FILE.yaml", help="what every run is asked")
     parser.add_argument("--recipes", default="", metavar="A,B,...", help="what is raced")
+    parser.add_argument("--recipe", action="append", default=[], metavar="NAME", help="one more, whatever is in it")
     parser.add_argument("--seeds", default="0", metavar="0,1,2")
     parser.add_argument("--budget", default="", metavar="4000steps|900s", help="what each run may use")
     parser.add_argument("--setting", default="cpu", metavar="cpu|gpu", help="sizes of the recipes in configs/race.py")
@@ -39,14 +41,14 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> int:
     arguments, rest = parse_arguments()
-    if not arguments.only_table and not (arguments.recipes and arguments.budget):
+    if not arguments.only_table and not ((arguments.recipes or arguments.recipe) and arguments.budget):
         raise UserError("name --recipes=A,B,... and --budget=4000steps or 900s, or give --only_table")
     from agriclip_jax import config as configs
     from agriclip_jax import race
     from agriclip_jax.comparison import standings
 
     records = Path(arguments.records or Path(arguments.out) / "records")
-    names = list(filter(None, arguments.recipes.split(",")))
+    names = [*filter(None, arguments.recipes.split(",")), *arguments.recipe]
     if not arguments.only_table:
         shared = configs.overrides(rest)
         entries = [race.Entry(name, arguments.setting, shared) for name in names]

@@ -69,7 +69,7 @@ def read(folder: Path, *, suite: str, setting: str, names: Sequence[str] = ()) -
       UserError: there is none, or one is damaged.
     """
     files = sorted(folder.glob(f"{suite}.{setting}.*.json"))
-    found = [read_record(file, "recipe", "seed", "budget", "tasks") for file in files]
+    found = [read_record(file, "recipe", "seed", "budget", "settings", "tasks") for file in files]
     found = [record for record in found if not names or record["recipe"] in names]
     if not found:
         raise UserError(f"{folder} holds no record of the suite {suite} and the setting {setting}")
@@ -89,11 +89,18 @@ def standings(found: Iterable[Record], baseline: str, by: str) -> dict[str, list
       UserError: the baseline did not run.
     """
     runs: dict[str, dict[int, Mapping[str, Any]]] = {}
+    settings: dict[str, str] = {}
     for record in found:
+        if settings.setdefault(record["recipe"], record["settings"]) != record["settings"]:
+            raise UserError(
+                f"the records of {record['recipe']} are of different settings, data or suites; race it again with all "
+                "its seeds, or remove the old ones"
+            )
         runs.setdefault(record["recipe"], {})[record["seed"]] = record["tasks"]
     if baseline not in runs:
         raise UserError(f"no record is of the baseline {baseline!r}; race it too, or name another by --baseline")
-    shared = sorted(set.intersection(*(set(tasks) for seeds in runs.values() for tasks in seeds.values())))
+    asked = [{(name, task["photos"]) for name, task in tasks.items()} for of in runs.values() for tasks in of.values()]
+    shared = sorted(name for name, _ in set.intersection(*asked))  # of the same photos
     group = {task: next(iter(runs[baseline].values()))[task][by] for task in shared}
     return {
         name: [_standing(recipe, runs, baseline, [task for task in shared if group[task] == name]) for recipe in runs]
