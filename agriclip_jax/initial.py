@@ -139,10 +139,10 @@ def sources(config: ConfigDict, stages: Path | None = None) -> dict[str, Source]
 def _open(spec: str, use: str, stages: Path | None) -> Source:
     if spec.startswith(STAGE):
         path = stages / spec.removeprefix(STAGE) if stages else Path()
-        if not (path / "checkpoints").is_dir():
+        if not (path / "report.html").is_file():
             raise UserError(
-                f"config.init: {spec} is a stage of this recipe that has not been run here; run the recipe whole, or "
-                "name a run in its place"
+                f"config.init: {spec} is a stage of this recipe that has not been run to its end here; run the recipe "
+                "whole, or name a run in its place"
             )
     else:
         path = hub.local(spec)

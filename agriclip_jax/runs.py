@@ -209,13 +209,25 @@ def write_model(model: Model, out: Path | str) -> str:
     return write(out, config, model.tokenizer, params, step=model.step, classes=classes)
 
 
-def what_was_seen(alive: Alive, general: Alive | None = None) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """The classes and the data of a run, as its workdir keeps them; `general` is what it replays."""
+def what_was_seen(
+    alive: Alive, general: Alive | None = None, sources: Mapping[str, Source] | None = None
+) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """The classes that a run has seen and its data, as its workdir keeps them.
+
+    Args:
+      alive: what it is trained on.
+      general: what it replays.
+      sources: what it starts from; of runs it has their classes too.
+    """
     classes = [
         {"dataset": slug, "domain": record.domain, "class_key": key, "class_name": name}
-        for slug, record in alive.datasets.items()
+        for folder in filter(None, (alive, general))
+        for slug, record in folder.datasets.items()
         for key, name in record.classes.items()
     ]
+    for source in (sources or {}).values():
+        classes += tasks.known_classes(source.path)
+    classes = list({(each["dataset"], each["class_key"]): each for each in classes}.values())
     data = {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}
     return classes, data | ({"replay": general.fingerprint} if general else {})
 

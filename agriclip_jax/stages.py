@@ -21,7 +21,7 @@ from agriclip_jax.data.selection import Examples, Selection
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import tasks, zeroshot
 from agriclip_jax.evaluate.tasks import Task
-from agriclip_jax.files import write_json
+from agriclip_jax.files import read_record, write_json
 from agriclip_jax.inference import Model
 from agriclip_jax.logs import Log
 from agriclip_jax.state import Learner
@@ -78,7 +78,9 @@ def train(
         sources = initial.sources(config, workdir.parent)
         for note in initial.adopt(config, sources, explicit) if sources else ():
             say(note)
-    classes, data = runs.what_was_seen(alive, general)
+    classes, data = runs.what_was_seen(alive, general, sources)
+    if begun:
+        classes = tasks.known_classes(workdir)  # what its sources had seen too
     if runs.is_finished(workdir, config, data, extend=extend, say=say):
         return True
     chosen = recipe.select(config, alive, general)
@@ -201,11 +203,6 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     say = print if first else lambda *_, **__: None
     devices = mesh.make(config.mesh)
     alive = Alive.open(config.data.path or corpus.ensure())
-    classes, data = runs.what_was_seen(alive)
-    if runs.is_run(workdir):
-        initial.recall(config, configs.read(workdir), explicit)
-        if runs.is_finished(workdir, config, data, extend=False, say=say):
-            return True
     if config.peft.method != "none":
         raise UserError(f"config.peft.method={config.peft.method}: an aligner is fitted, not trained; set it to none")
     sources = initial.sources(config, workdir.parent)
@@ -218,7 +215,13 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
         say(note)
     for key in ("image.projection", "image.projection_bias"):
         configs.assign(config, key, True)
-    runs.is_finished(workdir, config, data, extend=False, say=say)
+    record, fitted_on = workdir / "aligner.json", initial.fingerprint(sources)
+    if runs.is_run(workdir):  # it makes no steps, so that more of them change nothing
+        config.total_steps = configs.read(workdir).total_steps
+    classes, data = runs.what_was_seen(alive, sources=sources)
+    is_finished = runs.is_finished(workdir, config, data, extend=False, say=say)
+    if is_finished and record.is_file() and read_record(record, "fitted_on")["fitted_on"] == fitted_on:
+        return True
     fitting = selection.select(alive, "train", domains=config.data.domains).paired
     tokenizer = runs.tokenizer_of(workdir, config, sources, Selection(fitting), say)
     try:
@@ -244,7 +247,7 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     else:
         fit = aligner.ridge(aligner.moments(pairs(fitting)), held_out)
         fitted, found = fit.affine, {"fit": "ridge", "r2": fit.r2, "strength": fit.strength, "tried": fit.tried}
-    found["seconds"] = time.perf_counter() - began
+    found |= {"seconds": time.perf_counter() - began, "fitted_on": fitted_on}
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, key)
     shardings = mesh.state_sharding(devices, shapes)
@@ -266,7 +269,7 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     if first:
         held.enter_context(runs.claimed(workdir))
         runs.prepare(workdir, config, tokenizer, classes, data)
-        write_json(workdir / "aligner.json", found)
+        write_json(record, found)
         runs.write_overview(workdir, state.params)
     mesh.together("the workdir is written")
     if first:

@@ -76,6 +76,33 @@ def test_a_finished_recipe_does_nothing_and_a_stopped_one_goes_on_where_it_was(f
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
+def test_a_recipe_that_is_extended_is_aligned_anew_and_a_stopped_fit_is_made_again(finished, corpus, tmp_path, capsys):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    assert command.run([*arguments(workdir, corpus, stages__clip__total_steps=9), "--extend"]) == 0
+    said = capsys.readouterr().out
+    assert "extending from 8 to 9 steps" in said and "aligner (ridge)" in said
+    texts = [inference.load(path).embed_texts(["a cow"]) for path in (workdir / "align", workdir / "clip")]
+    np.testing.assert_array_equal(*texts)
+    (workdir / "align" / "report.html").unlink()
+    assert command.run(arguments(workdir, corpus, stages__clip__total_steps=9)) == 0
+    assert (workdir / "align" / "report.html").is_file()
+
+
+def test_towers_that_see_photos_of_two_sizes_are_aligned_each_by_its_own(finished, corpus, tmp_path):
+    places = {"init__image": finished / "distill", "init__text": finished / "clip"}
+    one = arguments(tmp_path / "run", corpus, recipe=f"{RECIPE}:stage=align", image_size=32, **places)
+    assert command.run(one) == 0
+    aligned, clip = inference.load(tmp_path / "run"), inference.load(finished / "clip")
+    source = Alive.open(corpus).source("val")
+    features, target = [], []
+    for model, found in ((aligned, features), (clip, target)):
+        images = np.stack([load_view(source[i]["image"], model.view) for i in range(len(source))])
+        tower, params = model.towers["image"], model.params["image"]
+        found.append(np.asarray(tower(params, tower(params, images).pooled, method="project"), np.float64))
+    explained = 1 - np.sum((target[0] - features[0]) ** 2) / np.sum((target[0] - target[0].mean(0)) ** 2)
+    assert json.loads((tmp_path / "run" / "aligner.json").read_text())["r2"] == pytest.approx(explained, abs=1e-4)
+
+
 def test_the_authors_fit_is_a_mode_of_the_same_stage(finished, corpus, tmp_path, capsys):
     one = arguments(
         tmp_path / "sgd",
@@ -94,9 +121,13 @@ def test_the_authors_fit_is_a_mode_of_the_same_stage(finished, corpus, tmp_path,
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, r"config.init: stage:(distill|clip) is a stage of this recipe that has not been run here"),
+        ({}, r"config.init: stage:(distill|clip) is a stage of this recipe that has not been run to its end here"),
         ({"init__image": "", "init__teacher": "False", "init__text": "{clip}"}, r"an aligner joins two models"),
         ({"init__image": "{clip}", "init__text": "{clip}"}, r"{clip} has no teacher"),
+        (
+            {"init__image": "{distill}", "init__text": "{clip}", "peft__method": "lora"},
+            r"an aligner is fitted, not trained",
+        ),
         ({"align__fit": "lasso"}, r"config.align.fit: unknown 'lasso'; known: ridge, sgd"),
         (
             {"init__image": "{distill}", "init__text": "{clip}", "image__width": "512"},
