@@ -470,3 +470,36 @@ def test_the_recipe_has_every_method_on_every_variant_and_asks_for_a_general_mod
         command.run([f"--config=configs/peft.py:{method}", f"--workdir={tmp_path / 'run'}"])
     with pytest.raises(UserError, match=r"configs/peft.py has no 'method=lor'; did you mean 'method=lora'"):
         configs.load("configs/peft.py:method=lor")
+
+
+TWO_STAGES = """
+from ml_collections import ConfigDict
+from agriclip_jax import config as configs
+
+def get_config(text):
+    stage = configs.words(text, "two", stage=("all", "general", "adapt"))["stage"]
+    config = configs.beside(__file__, "peft" if stage == "adapt" else "alive", "")
+    config.recipe, config.stages = "two", ("general", "adapt") if stage == "all" else ()
+    config.objectives = ConfigDict({"contrastive": 1.0}, type_safe=False)
+    if stage == "adapt":
+        config.init = ConfigDict({"model": "stage:general"})
+    return config
+"""
+
+
+def test_a_general_model_may_be_a_stage_that_came_before(general, tmp_path):
+    for name in ("alive.py", "peft.py"):
+        shutil.copy(f"configs/{name}", tmp_path)
+    (tmp_path / "two.py").write_text(TWO_STAGES, encoding="utf-8")
+    sizes = {k: v for k, v in tiny.SMALL.items() if not k.startswith(("objectives", "image.", "text.", "embed"))}
+    keys = sizes | {
+        "data.path": str(general / "alive"),
+        "image_size": "48",
+        "total_steps": "2",
+        "views.local.size": "24",
+    }
+    given = [f"--config={tmp_path / 'two.py'}", f"--workdir={tmp_path / 'run'}"]
+    given += [f"--config.{key}={value}" for key, value in keys.items()]
+    assert command.run(given) == 0
+    assert inference.load(tmp_path / "run" / "adapt").step == 2
+    assert (tmp_path / "run" / "adapt" / "peft.json").is_file()
