@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from agriclip_jax.data.records import CAPTION_KINDS, NAME
 from agriclip_jax.data.views import FILTERS, RESIZES
+from agriclip_jax.encoders import TOWERS
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import read_record
-from agriclip_jax.peft import METHODS, TOWERS
+from agriclip_jax.peft import METHODS
 from agriclip_jax.rules import flatten
 
 STAGES = ("train", "align")

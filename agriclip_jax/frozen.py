@@ -123,14 +123,14 @@ def remembered(
     digest = hashlib.sha256(json.dumps([repr(config), str(tower.view), tower.view.size]).encode())
     digest.update(f"{alive.fingerprint} {split}".encode())
     pooling = {name: part for name, part in tower.params.items() if name != "projection"}
-    inference.add_parameters(digest, mesh.gathered(pooling))
+    inference.add_parameters(digest, mesh.gathered(pooling, devices))
     folder = cache() / "features" / digest.hexdigest()[:24]
     source = alive.source(split)
     if feature_store.count(folder) < len(source):
         start = feature_store.full(folder)
         say(f"features of {len(source) - start:,} photos are computed once and kept in {folder}")
         batches = look({"pooled": (tower, "pooled")}, source, batch_size, devices, start=start)
-        blocks = (mesh.gathered(batch) for batch in batches)
+        blocks = (mesh.gathered(batch, devices) for batch in batches)
         rows = (block["pooled"][block[in_order.WEIGHT] > 0] for block in blocks)
         if jax.process_index() == 0:
             deque(feature_store.fill(folder, rows), maxlen=0)

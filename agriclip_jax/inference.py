@@ -142,8 +142,7 @@ class Model:
     def _whole(self) -> dict[str, Any]:
         """The parameters on the host, gathered: every process must ask at the same point."""
         params = {name: self.params[name] for name in recipe.OF_A_MODEL if name in self.params}
-        whole = jax.jit(lambda p: p, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(params)
-        return jax.tree.map(np.asarray, whole)
+        return meshes.gathered(params, self.mesh)
 
     def _in_batches(self, function: Callable, params: Any, rows: np.ndarray, batch: int) -> np.ndarray:
         results = []

@@ -17,13 +17,12 @@ from agriclip_jax import config as configs
 from agriclip_jax import inference, peft, recipe, rules
 from agriclip_jax.data import tokenizers
 from agriclip_jax.data.tokenizers import Tokenizer
-from agriclip_jax.encoders import vit
+from agriclip_jax.encoders import TOWERS, vit
 from agriclip_jax.errors import UserError
 from agriclip_jax.files import read_record
 from agriclip_jax.weights import beside, hub, importing
 from agriclip_jax.weights.families import Tower
 
-TOWERS = ("image", "text")
 STAGE = "stage:"
 RECORD = "peft.json"  # in the workdir of a run of `config.peft`: its general model, and how much of it is trained
 

@@ -121,9 +121,8 @@ def _fit(mesh: Mesh, axes: tuple[Any, ...], shape: tuple[int, ...]) -> Partition
     return PartitionSpec(*(a if n % s == 0 else None for a, n, s in zip(axes, shape, sizes, strict=True)))
 
 
-def gathered(arrays: Any) -> Any:
-    """The global arrays of a tree, all on one mesh, whole on every process's host; every process is to ask."""
-    mesh = jax.tree.leaves(arrays)[0].sharding.mesh
+def gathered(arrays: Any, mesh: Mesh) -> Any:
+    """The global arrays of a tree, all on `mesh`, whole on every process's host; every process is to ask."""
     return jax.tree.map(np.asarray, _replicate(mesh)(arrays))
 
 

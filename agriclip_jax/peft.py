@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from agriclip_jax import rules
+from agriclip_jax.encoders import TOWERS
 from agriclip_jax.errors import UserError
 from agriclip_jax.rules import Rule
 
-TOWERS = ("image", "text")
 LORA = "lora"  # at the top of the tree of parameters
 
 # What methods add to the blocks of a tower: `encoders.layers.Block`.

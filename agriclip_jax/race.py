@@ -1,6 +1,6 @@
 """A race of recipes: the same budget, several seeds, the same tasks; one small record for each run that finished.
 
-Records are all that is needed to go on, on any machine, and to make the table. Nothing here needs jax: runs are the
+Records are all that is needed to go on, on any machine, and to make the table. No device is asked here: runs are the
 commands that a user would give, one after the other.
 """
 

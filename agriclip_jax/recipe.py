@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from agriclip_jax import config as configs
 from agriclip_jax import encoders, objectives, optim, peft, rules
-from agriclip_jax.data import keywords, pipeline, selection
+from agriclip_jax.data import feature_store, keywords, pipeline, selection
 from agriclip_jax.data.parallel import cores
 from agriclip_jax.data.pipeline import TrainBatches
 from agriclip_jax.data.records import Alive
@@ -21,7 +21,7 @@ from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import EvalView, ViewSpec
 from agriclip_jax.encoders import Network, resnet, text, vit
 from agriclip_jax.errors import UserError
-from agriclip_jax.objectives import Want
+from agriclip_jax.objectives import IMAGE
 from agriclip_jax.schedules import schedule
 from agriclip_jax.state import Learner, State, batch_fields, init_params
 
@@ -188,6 +188,12 @@ def settle_keywords(config: ConfigDict, alive: Alive, chosen: Selection) -> list
     return notes
 
 
+def fields(config: ConfigDict, learner: Learner) -> frozenset[str]:
+    """The batch fields that a learner reads; of a frozen image tower its features in the place of the images."""
+    needs = batch_fields(learner.objectives)
+    return needs - {IMAGE.field} | {feature_store.FIELD} if config.data.frozen_features else needs
+
+
 def batches(
     config: ConfigDict,
     chosen: Selection,
@@ -200,15 +206,12 @@ def batches(
     Args:
       known: pooled features of the paired examples, where the image tower is frozen: they take the images' place.
     """
-    needs = batch_fields(learner.objectives)
-    if known is not None:
-        needs = needs - {"image/global"} | {pipeline.FEATURES}
     return pipeline.train_batches(
         chosen,
         tokenizer=tokenizer,
         context_length=config.text.context_length,
         views=views(config),
-        needs=needs,
+        needs=fields(config, learner),
         features=known,
         caption_kinds=config.data.caption_kinds,
         captions_per_image=config.data.captions_per_image,
@@ -231,7 +234,7 @@ def _check_frozen(config: ConfigDict, learner: Learner) -> None:
     if learner.trains("image"):
         raise UserError(f"{why} need a frozen image tower; set config.optimizer.freeze to ('image/.*',)")
     for name, objective in learner.objectives.items():
-        others = any(want != Want("student", "image", "global") for want in objective.wants if want.tower == "image")
+        others = any(want != IMAGE for want in objective.wants if want.tower == "image")
         if others or any(field.startswith("image/") for field in objective.needs):
             raise UserError(f"{why} do not serve the objective {name!r}, which wants other features of the images too")
     if config.data.replay.share:

@@ -219,8 +219,9 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     if runs.is_run(workdir):  # it makes no steps, so that more of them change nothing
         config.total_steps = configs.read(workdir).total_steps
     classes, data = runs.what_was_seen(alive, sources=sources)
-    is_finished = runs.is_finished(workdir, config, data, extend=False, say=say)
-    if is_finished and record.is_file() and read_record(record, "fitted_on")["fitted_on"] == fitted_on:
+    moved = not record.is_file() or read_record(record, "fitted_on")["fitted_on"] != fitted_on
+    tell = (lambda *_: None) if moved else say
+    if runs.is_finished(workdir, config, data, extend=False, say=tell) and not moved:
         return True
     fitting = selection.select(alive, "train", domains=config.data.domains).paired
     tokenizer = runs.tokenizer_of(workdir, config, sources, Selection(fitting), say)
@@ -242,7 +243,7 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     say(f"aligning the features of {len(fitting):,} photos", flush=True)
     held_out = aligner.moments(pairs(holding))
     if config.align.fit == "sgd":
-        fitted = aligner.sgd(*_collected(pairs(fitting)), seed=config.seed)
+        fitted = aligner.sgd(*_collected(mesh.gathered(batch, devices) for batch in pairs(fitting)), seed=config.seed)
         found = {"fit": "sgd", "r2": aligner.r2(fitted, held_out)}
     else:
         fit = aligner.ridge(aligner.moments(pairs(fitting)), held_out)
@@ -282,9 +283,9 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     return True
 
 
-def _collected(pairs: Iterator[tuple[jax.Array, jax.Array, jax.Array]]) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of a weight above 0, on the host."""
-    kept = [(x[w > 0], y[w > 0]) for x, y, w in (map(np.asarray, mesh.gathered(batch)) for batch in pairs)]
+def _collected(pairs: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of a weight above 0."""
+    kept = [(x[weights > 0], y[weights > 0]) for x, y, weights in pairs]
     return tuple(np.concatenate(column) for column in zip(*kept, strict=True))
 
 

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from agriclip_jax import rules
+from agriclip_jax.data import feature_store
 from agriclip_jax.encoders import Network
 from agriclip_jax.encoders.vit import ImageFeatures
-from agriclip_jax.objectives import Objective, Parameters, Want
+from agriclip_jax.objectives import IMAGE, Objective, Parameters, Want
 from agriclip_jax.optim import Optimizer
 from agriclip_jax.schedules import Schedule
-
-FEATURES = "features"  # a field "features/global" of the batch: pooled image features instead of images
 
 
 @jax.tree_util.register_dataclass
@@ -166,8 +165,8 @@ def feature(
     key = None if want.who == "teacher" else key
     if want.tower == "text":
         return towers["text"](tree, batch[want.field], key=key)
-    if not want.stream and (known := batch.get(f"{FEATURES}/{want.view}")) is not None:
-        return ImageFeatures(known, patches=None)
+    if want == IMAGE and feature_store.FIELD in batch:
+        return ImageFeatures(batch[feature_store.FIELD], patches=None)
     images = batch[want.field]
     mask = {"mask": batch["mask"].reshape(-1, batch["mask"].shape[-1])} if want.masked else {}
     views = towers["image"](tree, images.reshape(-1, *images.shape[2:]), key=key, **mask)

@@ -232,7 +232,6 @@ def steps_in_turn(recipes: dict, repeats: int) -> tuple[dict, dict]:
 
     from agriclip_jax import mesh, recipe
     from agriclip_jax.data.tokenizers import train as train_tokenizer
-    from agriclip_jax.state import batch_fields
 
     compiled, states, batches = {}, {}, {}
     tokenizer = train_tokenizer(list(KEYWORDS), 600)
@@ -241,9 +240,7 @@ def steps_in_turn(recipes: dict, repeats: int) -> tuple[dict, dict]:
         learner, init = recipe.learner(config, tokenizer)
         shardings = mesh.state_sharding(devices, jax.eval_shape(init, jax.random.key(0)))
         state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-        needs = batch_fields(learner.objectives)
-        if config.data.frozen_features:
-            needs = needs - {"image/global"} | {"features/global"}
+        needs = recipe.fields(config, learner)
         rows = random_rows(config, recipe.views(config), needs, tokenizer, learner.towers["image"].config.features)
         batches[name] = mesh.place_batch(rows, mesh.batch_sharding(devices, config.batch_size))
         step = jax.jit(learner.step, donate_argnums=0, out_shardings=(shardings, None))

@@ -9,6 +9,7 @@ import numpy as np
 from agriclip_jax.errors import UserError
 from agriclip_jax.files import write_whole
 
+FIELD = "features/global"  # of a batch, in the place of "image/global"
 ROWS = 8192  # of a shard
 
 

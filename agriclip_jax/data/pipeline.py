@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from agriclip_jax.data import masks
+from agriclip_jax.data import feature_store, masks
 from agriclip_jax.data.captions import class_identity, class_phrase, normalise_caption, without_article
 from agriclip_jax.data.keywords import Keywords
 from agriclip_jax.data.parallel import end_with_parent
@@ -21,7 +21,6 @@ from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import ViewSpec, crops, decode
 from agriclip_jax.errors import UserError, near_misses
 
-FEATURES = "features/global"
 _IMAGE = "image/"
 _UNPAIRED = "unpaired/"  # before the fields of the stream of examples whose captions are not used
 _MOST_AHEAD = 4 << 30  # bytes of batches made ahead
@@ -135,7 +134,7 @@ def train_batches(
         raise UserError(f"seed {seed} is not between 0 and 2**32 - 1")
     possible = {_IMAGE + name for name in views} | {"tokens", "caption_id", "class_id", "mentions"}
     possible |= {_UNPAIRED + _IMAGE + name for name in views}
-    possible |= {FEATURES} if features is not None else set()
+    possible |= {feature_store.FIELD} if features is not None else set()
     possible |= {"mask"} if patch and "global" in views else set()
     for field in sorted(needs - possible):
         raise UserError(f"an objective needs {field}, which the pipeline cannot make{near_misses(field, possible)}")
@@ -288,8 +287,8 @@ class _Rows:
             except UserError as error:
                 raise UserError(f"{example['source']}: {error}; build the ALive folder again without it") from error
             row = {field: crops(image, rng, spec) for field, spec in self.views.items()}
-        if FEATURES in self.needs:
-            row[FEATURES] = self.features[index][None]
+        if feature_store.FIELD in self.needs:
+            row[feature_store.FIELD] = self.features[index][None]
         if "tokens" in self.needs:
             row["tokens"] = self.tokenizer.encode([caption], self.context_length)[0]
         if "caption_id" in self.needs:

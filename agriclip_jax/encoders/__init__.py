@@ -15,8 +15,19 @@ from agriclip_jax.encoders import layers, resnet, text, vit
 from agriclip_jax.encoders.dino_head import DinoHead
 from agriclip_jax.errors import UserError, near_misses
 
-__all__ = ["DinoHead", "Network", "block_config", "image_tower", "logit_scale", "resnet_tower", "text_tower", "tower"]
+__all__ = [
+    "TOWERS",
+    "DinoHead",
+    "Network",
+    "block_config",
+    "image_tower",
+    "logit_scale",
+    "resnet_tower",
+    "text_tower",
+    "tower",
+]
 
+TOWERS = ("image", "text")  # of a model, and at the top of its parameters
 MAX_LOGIT_SCALE = 4.605170185988092  # ln 100 (CLIP, arXiv 2103.00020 section 2.5)
 
 

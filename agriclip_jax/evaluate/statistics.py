@@ -114,13 +114,7 @@ def paired_mean_difference(pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed:
         cells = rng.multinomial(count, [gained / count, lost / count, (count - gained - lost) / count], DRAWS)
         drawn += (cells[:, 0] - cells[:, 1]) * weight
         flipped += (2 * rng.binomial(gained + lost, 0.5, FLIPS) - (gained + lost)) * weight
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    extreme = int((np.abs(flipped) >= abs(difference) - 1e-12).sum())  # equal sums may differ in the last bit
-    return Difference(
-        difference,
-        (min(float(low), difference), max(float(high), difference)),
-        (extreme + 1) / (FLIPS + 1),
-    )
+    return _difference(difference, drawn, flipped)
 
 
 def paired_mean_gain(gains: Sequence[np.ndarray], seed: int = 0) -> Difference:
@@ -142,11 +136,7 @@ def paired_mean_gain(gains: Sequence[np.ndarray], seed: int = 0) -> Difference:
         drawn += rng.multinomial(len(gain), counts / len(gain), DRAWS) @ values * weight
         for value, count in zip(values, counts, strict=True):
             flipped += (2 * rng.binomial(count, 0.5, FLIPS) - count) * value * weight
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    extreme = int((np.abs(flipped) >= abs(difference) - 1e-12).sum())
-    return Difference(
-        difference, (min(float(low), difference), max(float(high), difference)), (extreme + 1) / (FLIPS + 1)
-    )
+    return _difference(difference, drawn, flipped)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
@@ -162,3 +152,14 @@ def _discordant(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int]:
     """Images that only B has right, and that only A has."""
     right_a, right_b = np.asarray(right_a, bool), np.asarray(right_b, bool)
     return int((right_b & ~right_a).sum()), int((right_a & ~right_b).sum())
+
+
+def _difference(difference: float, drawn: np.ndarray, flipped: np.ndarray) -> Difference:
+    """A difference with the interval of its bootstrap draws and the p-value of its sign flips."""
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    extreme = int((np.abs(flipped) >= abs(difference) - 1e-12).sum())  # equal sums may differ in the last bit
+    return Difference(
+        difference,
+        (min(float(low), difference), max(float(high), difference)),
+        (extreme + 1) / (FLIPS + 1),
+    )

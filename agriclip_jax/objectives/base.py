@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from agriclip_jax.encoders import Network
@@ -33,6 +34,10 @@ class Want(NamedTuple):
         return f"{self.stream}/{name}" if self.stream else name
 
 
+# Pairs of an image and a caption, as every contrastive objective reads them.
+IMAGE, TEXT = Want("student", "image", "global"), Want("student", "text")
+
+
 def is_chosen(config: ConfigDict, name: str) -> bool:
     """Whether the objective `name` has a weight other than 0."""
     return config.objectives.get(name, 0) != 0
@@ -51,6 +56,15 @@ class Parameters(NamedTuple):
 
     student: dict[str, Any]
     teacher: dict[str, Any]
+
+
+def embedded_pairs(
+    image: Network, text: Network, features: Mapping[Want, Any], params: Parameters
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What contrastive losses compare: embeddings of `IMAGE` [batch, views, dim], of `TEXT` [batch, dim], the scale."""
+    student = params.student
+    images = image(student["image"], features[IMAGE].pooled, method="embed")
+    return images, text(student["text"], features[TEXT], method="embed"), jnp.exp(student["logit_scale"])
 
 
 class Objective(Protocol):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.losses import contrastive as losses
-from agriclip_jax.objectives.base import Parameters, Want
+from agriclip_jax.objectives.base import IMAGE, TEXT, Parameters, Want, embedded_pairs
 
 # What other pairs of a batch must share to be right too.
 IDENTITIES = {
@@ -19,7 +19,6 @@ IDENTITIES = {
     "caption": frozenset({"caption_id"}),
     "none": frozenset(),
 }
-IMAGE, TEXT = Want("student", "image", "global"), Want("student", "text")
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,7 @@ class Contrastive:
         return {}
 
     def __call__(self, features: Mapping[Want, Any], params: Parameters, aux, batch, step, key):
-        images = self.image(params.student["image"], features[IMAGE].pooled, method="embed")
-        texts = self.text(params.student["text"], features[TEXT], method="embed")
-        scale = jnp.exp(params.student["logit_scale"])
+        images, texts, scale = embedded_pairs(self.image, self.text, features, params)
         itself = jnp.arange(len(texts), dtype=jnp.uint32)[:, None]
         positive = losses.positives(*(batch[name] for name in sorted(self.needs)), itself)
         loss = jnp.mean(jax.vmap(losses.info_nce, (1, None, None, None))(images, texts, scale, positive))

@@ -13,10 +13,9 @@ from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.losses import contrastive, semisupervised
-from agriclip_jax.objectives.base import Parameters, Want
+from agriclip_jax.objectives.base import IMAGE, TEXT, Parameters, Want, embedded_pairs
 from agriclip_jax.schedules import Schedule, schedule
 
-IMAGE, TEXT = Want("student", "image", "global"), Want("student", "text")
 UNPAIRED = Want("student", "image", "global", stream="unpaired")
 COMPARE = ("images", "texts")
 
@@ -57,9 +56,8 @@ class SClip:
 
     def __call__(self, features: Mapping[Want, Any], params: Parameters, aux, batch, step, key):
         image, text = params.student["image"], params.student["text"]
-        views = [self.image(image, features[want].pooled, method="embed") for want in (IMAGE, UNPAIRED)]
-        texts = self.text(text, features[TEXT], method="embed")
-        scale = jnp.exp(params.student["logit_scale"])
+        images, texts, scale = embedded_pairs(self.image, self.text, features, params)
+        unpaired = self.image(image, features[UNPAIRED].pooled, method="embed")
         positive = contrastive.positives(batch["caption_id"], batch["class_id"])
         targets = positive / jnp.sum(positive, axis=1, keepdims=True)
         words = self.text(text, self.text(text, self.keywords), method="embed") if len(self.keywords) else None
@@ -85,7 +83,7 @@ class SClip:
                 terms["keywords"] = semisupervised.pseudo_label_loss(unpaired, words, scale, shown)
             return terms
 
-        terms = jax.tree.map(jnp.mean, jax.vmap(of_view, (1, 1))(*views))
+        terms = jax.tree.map(jnp.mean, jax.vmap(of_view, (1, 1))(images, unpaired))
         loss = terms["pairs"] + self.caption_weight(step) * terms["captions"]
         loss += self.keyword_weight(step) * terms.get("keywords", 0.0)
         metrics = {f"sclip/{name}": jax.lax.stop_gradient(value) for name, value in terms.items()}

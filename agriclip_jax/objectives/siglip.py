@@ -12,9 +12,7 @@ from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError
 from agriclip_jax.losses import contrastive as losses
-from agriclip_jax.objectives.base import Parameters, Want
-
-IMAGE, TEXT = Want("student", "image", "global"), Want("student", "text")
+from agriclip_jax.objectives.base import IMAGE, TEXT, Parameters, Want, embedded_pairs
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,8 @@ class Siglip:
         return {}
 
     def __call__(self, features: Mapping[Want, Any], params: Parameters, aux, batch, step, key):
-        images = self.image(params.student["image"], features[IMAGE].pooled, method="embed")
-        texts = self.text(params.student["text"], features[TEXT], method="embed")
-        scale, bias = jnp.exp(params.student["logit_scale"]), params.student["logit_bias"]
+        images, texts, scale = embedded_pairs(self.image, self.text, features, params)
+        bias = params.student["logit_bias"]
         positive = losses.positives(batch["caption_id"], batch["class_id"])
         loss = jnp.mean(jax.vmap(losses.sigmoid, (1, None, None, None, None))(images, texts, scale, bias, positive))
         metrics = {"logit_scale": scale, "logit_bias": bias, "positives": jnp.mean(jnp.sum(positive, axis=1))}

@@ -10,10 +10,8 @@ import optax
 from ml_collections import ConfigDict
 
 from agriclip_jax.data.tokenizers import Tokenizer
-from agriclip_jax.encoders import Network
+from agriclip_jax.encoders import TOWERS, Network
 from agriclip_jax.objectives.base import Parameters, Want
-
-TOWERS = ("image", "text")
 
 
 @dataclass(frozen=True)
