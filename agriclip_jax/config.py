@@ -132,6 +132,7 @@ SCHEMA: dict[str, Any] = {
     "ibot": {"shared_head": bool},
     "gram": {"start": NUMBER, "every": NUMBER, "refreshes": int, "size": int},
     "contrastive": {"positives": str},
+    "classify": {"classes": (tuple, list)},
     "sclip": {
         "assignment": str,
         "compare": str,
@@ -167,6 +168,7 @@ UNSAID: dict[str, Any] = {
     "data/captions_per_image": 0,  # of each kind, always the same of an image; 0: all
     "contrastive/positives": "class",  # which other pairs of a batch are right too: "class", "caption", or "none"
     "data/domains": (),  # of the training examples: "crop", "weed", ...; () for all
+    "classify/classes": (),  # (name, dataset, domain) of each that the data has: the run sets it and keeps it
     "data/label_ratio": 1.0,  # share of them whose captions are used; the others are unpaired
     "data/label_seed": 0,  # decides which
     "data/unpaired_batch": 0,  # rows of unpaired examples beside the batch_size paired ones

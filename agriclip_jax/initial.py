@@ -236,7 +236,7 @@ def recall(config: ConfigDict, then: ConfigDict, explicit: Collection[str] = ())
     keys = [f"{tower}.{name}" for tower in towers for name in then[tower] if name not in RECIPES_OWN]
     of_both = then.init.model or then.init.image == then.init.text
     shared = ["embed_dim", "logit_bias", *(["temperature"] if of_both else [])]
-    for key in ["sclip.phrases", *([*shared, *keys] if towers else [])]:
+    for key in ["sclip.phrases", "classify.classes", *([*shared, *keys] if towers else [])]:
         if key not in explicit:
             configs.assign(config, key, configs.get(then, key))
     configs.check_views(config)

@@ -169,8 +169,8 @@ def select(config: ConfigDict, alive: Alive, general: Alive | None) -> Selection
     )
 
 
-def settle_keywords(config: ConfigDict, alive: Alive, chosen: Selection) -> list[str]:
-    """Sets `config.sclip.phrases` to what `config.sclip.keywords` finds in the data, for an objective that asks for it.
+def settle(config: ConfigDict, alive: Alive, chosen: Selection) -> list[str]:
+    """Sets what objectives take from the data: `config.classify.classes`, and `config.sclip.phrases` by its `keywords`.
 
     Returns:
       what a user should know, line by line.
@@ -179,6 +179,8 @@ def settle_keywords(config: ConfigDict, alive: Alive, chosen: Selection) -> list
       UserError: no such keywords, or no caption has any.
     """
     options = config.sclip
+    if config.objectives.get("classify") and not config.classify.classes:
+        configs.assign(config, "classify.classes", _classes(config, alive))
     if not (config.objectives.get("sclip") and options.keyword_weight) or options.phrases:
         return []
     names = keywords.of_classes(alive.datasets, config.data.domains)
@@ -189,6 +191,16 @@ def settle_keywords(config: ConfigDict, alive: Alive, chosen: Selection) -> list
 
 
 def fields(config: ConfigDict, learner: Learner) -> frozenset[str]:
+def _classes(config: ConfigDict, alive: Alive) -> tuple[tuple[str, str, str], ...]:
+    """The classes that examples may be of: name, dataset, domain."""
+    return tuple(
+        (name, slug, record.domain)
+        for slug, record in alive.datasets.items()
+        if record.domain in config.data.domains or not config.data.domains
+        for name in filter(None, record.classes.values())
+    )
+
+
     """The batch fields that a learner reads; of a frozen image tower its features in the place of the images."""
     needs = batch_fields(learner.objectives)
     return needs - {IMAGE.field} | {feature_store.FIELD} if config.data.frozen_features else needs

@@ -84,7 +84,7 @@ def train(
     if runs.is_finished(workdir, config, data, extend=extend, say=say):
         return True
     chosen = recipe.select(config, alive, general)
-    for note in recipe.settle_keywords(config, alive, chosen):
+    for note in recipe.settle(config, alive, chosen):
         say(note)
     tokenizer = runs.tokenizer_of(workdir, config, sources, chosen, say)
     learner, init = recipe.learner(config, tokenizer)

@@ -11,6 +11,7 @@ from agriclip_jax.losses import contrastive, distill, geometry, semisupervised
 
 GROUPS = np.arange(16) % 5
 POSITIVE = jnp.asarray(GROUPS[:, None] == GROUPS)
+RIGHT = jnp.asarray(GROUPS[:, None] == np.arange(24) % 7)
 SCALE = jnp.float32(30.0)
 
 
@@ -50,6 +51,7 @@ PATCHES, ANCHOR = embeddings(5, 16, 2, 6, 9), embeddings(6, 16, 2, 6, 9)
 
 LOSSES = {
     "sigmoid": (lambda z, t: contrastive.sigmoid(z, t, SCALE, jnp.float32(-10.0), POSITIVE), (IMAGES, TEXTS)),
+    "classify": (lambda z, t: contrastive.classify(z, t, SCALE, RIGHT), (IMAGES, UNPAIRED)),
     "info_nce_with_unpaired": (
         lambda z, t, u: semisupervised.info_nce_with_unpaired(z, t, u, SCALE, POSITIVE),
         (IMAGES, TEXTS, UNPAIRED),

@@ -38,9 +38,9 @@ def single(tree):
     return jax.tree.map(jnp.float32, tree)
 
 
-def learner_and_parameters(config):
+def learner_and_parameters(config, *tokenizer):
     """A learner, and parameters in float64 whose student and teacher differ and whose biases are not 0."""
-    learner, state = start(config)
+    learner, state = start(config, *tokenizer)
     rng = np.random.default_rng(1)
     shifted = lambda tree: jax.tree.map(lambda x: np.float64(x) + 0.1 * rng.normal(size=x.shape), tree)  # noqa: E731
     return learner, Parameters(shifted(state.params), shifted(state.teacher)), state.aux

@@ -14,8 +14,8 @@ from agriclip_jax.errors import UserError
 from agriclip_jax.state import batch_fields
 
 
-def start(config):
-    learner, init = tiny.learner(config)
+def start(config, *tokenizer):
+    learner, init = tiny.learner(config, *tokenizer)
     return learner, jax.jit(init)(jax.random.key(0))
 
 

@@ -52,9 +52,9 @@ class Vocabulary(NamedTuple):
     end_id: int = 299
 
 
-def learner(config):
+def learner(config, tokenizer=None):
     """The learner of a miniature, and the function of a key that makes its state."""
-    return recipe.learner(config, Vocabulary())
+    return recipe.learner(config, tokenizer or Vocabulary())
 
 
 def batch(size=16, seed=0, classes=6):

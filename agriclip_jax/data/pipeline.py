@@ -298,7 +298,7 @@ class _Rows:
         if "class_id" in self.needs:
             # An image without a label is a class of its own.
             name = example["class_name"]
-            row["class_id"] = _class_id(name, example["dataset"]) if name else _hash(example["source"])
+            row["class_id"] = class_id(name, example["dataset"]) if name else _hash(example["source"])
         if self.masks:  # the last to draw, so that whatever else is drawn is the same with masks and without
             row["mask"] = masks.draw(rng, *self.masks)
         return row
@@ -310,7 +310,8 @@ def _caption_id(caption: str) -> np.ndarray:
 
 
 @functools.lru_cache(1 << 16)
-def _class_id(class_name: str, dataset: str) -> np.ndarray:
+def class_id(class_name: str, dataset: str) -> np.ndarray:
+    """The hash uint32 [2] of what a class is across datasets."""
     return _hash(class_identity(class_name, dataset))
 
 

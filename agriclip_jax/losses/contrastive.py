@@ -42,6 +42,26 @@ def info_nce(images: jax.Array, texts: jax.Array, scale: jax.Array, positive: ja
     return 0.5 * (jnp.mean(forward) + jnp.mean(backward))
 
 
+def classify(images: jax.Array, texts: jax.Array, scale: jax.Array, right: jax.Array) -> jax.Array:
+    """Which of all classes an image shows, each known by a text: zero-shot classification as a loss.
+
+    `L = mean_i H(q_i, softmax_c s z_i.t_c)`, `q_ic = right_ic / sum_c right_ic`: the image-to-text half of UniCL's loss
+    (arXiv 2204.03610, equation 3) with every class of the data among the texts, instead of those in the batch.
+
+    Args:
+      images: float32 [batch, dim], L2-normalised.
+      texts: float32 [classes, dim], L2-normalised.
+      scale: float32 [], s = exp(logit_scale).
+      right: bool [batch, classes]; an image without a class adds nothing and counts in the mean.
+
+    Returns:
+      float32 [].
+    """
+    targets = right / jnp.maximum(jnp.sum(right, axis=1, keepdims=True), 1)
+    log_p = jax.nn.log_softmax(scale * similarities(images, texts), axis=1)
+    return -jnp.mean(jnp.sum(targets * log_p, axis=1))
+
+
 def sigmoid(images: jax.Array, texts: jax.Array, scale: jax.Array, bias: jax.Array, positive: jax.Array) -> jax.Array:
     """Every pair judged by itself: the sigmoid loss (SigLIP, arXiv 2303.15343, section 3.2).
 

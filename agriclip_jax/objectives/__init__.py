@@ -7,12 +7,13 @@ from ml_collections import ConfigDict
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError, near_misses
-from agriclip_jax.objectives import contrastive, distill, gram, ibot, koleo, sclip, siglip, start
+from agriclip_jax.objectives import classify, contrastive, distill, gram, ibot, koleo, sclip, siglip, start
 from agriclip_jax.objectives.base import IMAGE, Objective, Parameters, Want, is_chosen
 
 __all__ = ["IMAGE", "OBJECTIVES", "Objective", "Parameters", "Want", "build", "is_chosen"]
 
 OBJECTIVES: dict[str, Callable[[ConfigDict, Mapping[str, Network], Tokenizer], Objective]] = {
+    "classify": classify.build,
     "contrastive": contrastive.build,
     "distill": distill.build,
     "gram": gram.build,
