@@ -97,6 +97,7 @@ SCHEMA: dict[str, Any] = {
         "layers": (tuple, list),
         "stem": str,
         "patch": int,
+        "head_blocks": int,
         "registers": int,
         "token_keep": NUMBER,
         "pre_norm": bool,
@@ -131,8 +132,8 @@ SCHEMA: dict[str, Any] = {
     },
     "ibot": {"shared_head": bool},
     "gram": {"start": NUMBER, "every": NUMBER, "refreshes": int, "size": int},
-    "contrastive": {"positives": str},
     "classify": {"classes": (tuple, list)},
+    "contrastive": {"positives": str},
     "sclip": {
         "assignment": str,
         "compare": str,
@@ -167,8 +168,8 @@ UNSAID: dict[str, Any] = {
     "data/frozen_features": False,  # of a frozen image tower: computed once of each photo, kept, and trained on
     "data/captions_per_image": 0,  # of each kind, always the same of an image; 0: all
     "contrastive/positives": "class",  # which other pairs of a batch are right too: "class", "caption", or "none"
-    "data/domains": (),  # of the training examples: "crop", "weed", ...; () for all
     "classify/classes": (),  # (name, dataset, domain) of each that the data has: the run sets it and keeps it
+    "data/domains": (),  # of the training examples: "crop", "weed", ...; () for all
     "data/label_ratio": 1.0,  # share of them whose captions are used; the others are unpaired
     "data/label_seed": 0,  # decides which
     "data/unpaired_batch": 0,  # rows of unpaired examples beside the batch_size paired ones
@@ -191,6 +192,7 @@ UNSAID: dict[str, Any] = {
     "peft/length": 10,  # of a prefix, or of prompts, in each block
     "image/mlp": 0,
     "image/norm_eps": 1e-6,
+    "image/head_blocks": 0,  # further blocks behind a tower, which train where it is locked (dino.txt)
     "image/layers": (),  # blocks of each stage; given, the tower is a ResNet
     "image/stem": "clip",
     "image/patch_bias": True,
@@ -265,7 +267,7 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "data/captions_per_image "
         "sclip/caption_weight sclip/keyword_weight views/global/size views/local/count "
         "views/local/size image/width image/depth image/heads image/registers image/layer_scale image/unroll "
-        "init/aligner_variance image/mlp image/rotary_base "
+        "image/head_blocks init/aligner_variance image/mlp image/rotary_base "
         "text/mlp text/width text/depth text/heads text/layer_scale text/unroll "
         "optimizer/learning_rate optimizer/weight_decay optimizer/eps optimizer/clip_norm "
         "views/global/jitter views/local/jitter gram/refreshes gram/size",

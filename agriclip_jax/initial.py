@@ -1,6 +1,7 @@
 """What a run starts from instead of fresh weights: towers of others, adopted into its configuration and its state."""
 
 import copy
+import dataclasses
 import hashlib
 import math
 import os
@@ -31,7 +32,12 @@ ASSUMED = (
     *(f"{tower}.{name}" for tower in TOWERS for name in ("activation", "norm_eps", "heads")),
     *(f"image.{name}" for name in ("mean", "std", "resize", "crop_share", "filter")),
 )
-REPLACEABLE = ("projection", "mask")  # parts of a tower that may be made anew, or left behind
+REPLACEABLE = (
+    "projection",
+    "mask",
+    "head_blocks",
+    "head_norm",
+)  # parts of a tower that may be made anew, or left behind
 RECIPES_OWN = ("drop_path", "token_keep", "unroll", "tokenizer")  # of a tower's keys; the others its source decides
 
 
@@ -169,7 +175,8 @@ def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[
     Raises:
       UserError: a key set by hand contradicts the arrays, or the recipe's images do not suit the patches.
     """
-    image, text = (found[tower].towers[tower] if tower in found else None for tower in TOWERS)
+    towers = {tower: _read_by(config, source.towers[tower]) for tower, source in found.items()}
+    image, text = (towers.get(tower) for tower in TOWERS)
     both = _of_both(found)
     embed_dim, projected = config.embed_dim, config.image.projection
     if projected:
@@ -181,9 +188,9 @@ def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[
     decided: dict[str, Any] = {"embed_dim": embed_dim, "logit_bias": has_bias}
     if both:
         decided["temperature"] = float(np.exp(-both.scale()["logit_scale"].astype(np.float64)))
-    for tower, source in found.items():
-        options = recipe.options_of(source.towers[tower])
-        if source.towers[tower].embed_dim != embed_dim:
+    for tower, its in towers.items():
+        options = recipe.options_of(its)
+        if its.embed_dim != embed_dim:
             options["projection_bias"] = config[tower].projection_bias
         decided |= {f"{tower}.{name}": value for name, value in options.items()}
     if image:
@@ -204,6 +211,14 @@ def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[
     configs.check(config)
     configs.check_views(config)
     return notes
+
+
+def _read_by(config: ConfigDict, tower: Tower) -> Tower:
+    """A source's tower with what a recipe reads it by: a head of blocks, the mean patch beside the class token."""
+    if not isinstance(tower, vit.ViTConfig):
+        return tower
+    pool = "cls_mean" if (tower.pool, config.image.pool) == ("cls", "cls_mean") else tower.pool
+    return dataclasses.replace(tower, pool=pool, head_blocks=tower.head_blocks or config.image.head_blocks)
 
 
 def _notes(config: ConfigDict, found: Mapping[str, Source], decided: Mapping[str, Any]) -> Iterator[str]:

@@ -56,6 +56,7 @@ def _vit(config: ConfigDict) -> vit.ViTConfig:
     return vit.ViTConfig(
         _blocks(config, "image"),
         patch=options.patch,
+        head_blocks=options.head_blocks,
         registers=options.registers,
         token_keep=options.token_keep,
         pre_norm=options.pre_norm,
@@ -130,7 +131,7 @@ def options_of(tower: vit.ViTConfig | resnet.ResNetConfig | text.TextConfig) -> 
     if isinstance(tower, resnet.ResNetConfig):
         names = ("layers", "width", "heads", "stem")
         return options | {name: getattr(tower, name) for name in names} | {"patch": resnet.STRIDE}
-    names = ("patch", "registers", "pre_norm", "patch_bias", "rotary_base", "antialias")
+    names = ("patch", "head_blocks", "registers", "pre_norm", "patch_bias", "rotary_base", "antialias")
     return options | {name: getattr(tower, name) for name in names} | {"layers": ()}
 
 
@@ -178,9 +179,9 @@ def settle(config: ConfigDict, alive: Alive, chosen: Selection) -> list[str]:
     Raises:
       UserError: no such keywords, or no caption has any.
     """
-    options = config.sclip
     if config.objectives.get("classify") and not config.classify.classes:
         configs.assign(config, "classify.classes", _classes(config, alive))
+    options = config.sclip
     if not (config.objectives.get("sclip") and options.keyword_weight) or options.phrases:
         return []
     names = keywords.of_classes(alive.datasets, config.data.domains)
@@ -190,7 +191,6 @@ def settle(config: ConfigDict, alive: Alive, chosen: Selection) -> list[str]:
     return notes
 
 
-def fields(config: ConfigDict, learner: Learner) -> frozenset[str]:
 def _classes(config: ConfigDict, alive: Alive) -> tuple[tuple[str, str, str], ...]:
     """The classes that examples may be of: name, dataset, domain."""
     return tuple(
@@ -201,6 +201,7 @@ def _classes(config: ConfigDict, alive: Alive) -> tuple[tuple[str, str, str], ..
     )
 
 
+def fields(config: ConfigDict, learner: Learner) -> frozenset[str]:
     """The batch fields that a learner reads; of a frozen image tower its features in the place of the images."""
     needs = batch_fields(learner.objectives)
     return needs - {IMAGE.field} | {feature_store.FIELD} if config.data.frozen_features else needs

@@ -112,6 +112,11 @@ def train(
                 f"config.peft.method={config.peft.method} would leave {lost[0]} at random, for config.init.model has "
                 "none that fits; train it by config.peft.also"
             )
+        if lost := [path for path in fresh if learner.optimizer.multipliers[path] is None]:
+            raise UserError(
+                f"config.optimizer.freeze would leave {lost[0]} at random, for nothing that config.init names has one "
+                "that fits; let its patterns leave that out"
+            )
         if config.peft.method != "none":
             record = {"method": config.peft.method, **counts, **initial.record(config, sources)}
         sources.clear()  # a run of ours is a model on the devices

@@ -30,6 +30,7 @@ CAPTIONS = {
 STAGES = {
     "three_stage": ("clip", "distill", "align"),
     "lit": ("distill", "lit"),
+    "lit_head": ("distill", "lit"),
     **dict.fromkeys(ADAPTED, ("general", "adapt")),
 }
 NAMES = ("contrastive", "joint", "siglip", "tips", "supervised", "sclip", "general", *CAPTIONS, *STAGES)
@@ -55,10 +56,10 @@ def _recipe(name: str, stage: str) -> ConfigDict:
     of = lambda recipe, words="photos": configs.beside(__file__, recipe, words)  # noqa: E731
     if name == "three_stage":
         return of("agriclip", f"photos,stage={'clip' if stage == 'all' else stage}")
-    if name == "lit":
+    if name in ("lit", "lit_head"):
         if stage != "lit":
             return of("agriclip", "photos,stage=distill")
-        config = of("lit")
+        config = of("lit", f"photos,head={'blocks' if name == 'lit_head' else 'none'}")
         config.init = ConfigDict({"image": "stage:distill", "teacher": True})
         return config
     if name in ("siglip", "tips"):

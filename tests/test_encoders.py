@@ -15,11 +15,9 @@ def blocks(**overrides):
     return encoders.block_config("Ti", **{"width": 32, "depth": 3, "heads": 2} | overrides)
 
 
-def tower(pool="cls", image_size=32, key=0, **options):
-    block_options = options.pop("blocks", {})
-    network = encoders.image_tower(
-        vit.ViTConfig(blocks(**block_options), patch=8, image_size=image_size, embed_dim=16, pool=pool, **options)
-    )
+def tower(pool="cls", image_size=32, key=0, projected=True, **options):
+    options |= {"image_size": image_size, "embed_dim": 16 if projected else 0, "pool": pool}
+    network = encoders.image_tower(vit.ViTConfig(blocks(**options.pop("blocks", {})), patch=8, **options))
     return network, network.init(jax.random.key(key))
 
 
@@ -33,11 +31,33 @@ def test_any_resolution_gives_a_pooled_feature_and_one_feature_for_each_patch(po
     network, params = tower(pool, registers=registers)
     for size in (32, 16, 48):
         features = network(params, pixels(size=size))
-        assert features.pooled.shape == (2, 32)
+        assert features.pooled.shape == (2, network.config.features)
         assert features.patches.shape == (2, (size // 8) ** 2, 32)
     np.testing.assert_allclose(
         np.linalg.norm(network(params, features.pooled, method="embed"), axis=-1), 1.0, rtol=1e-5
     )
+
+
+def test_cls_mean_sets_the_mean_patch_beside_the_class_token():
+    network, params = tower("cls_mean", registers=2)
+    headless = {name: value for name, value in params.items() if name != "projection"}
+    alone, both = tower("cls", registers=2, projected=False)[0](headless, pixels()), network(params, pixels())
+    assert network.config.features == 64 and params["projection"]["kernel"].shape == (64, 16)
+    np.testing.assert_array_equal(both.pooled[:, :32], alone.pooled)
+    np.testing.assert_allclose(both.pooled[:, 32:], np.asarray(alone.patches).mean(1), atol=1e-6)
+
+
+def test_a_head_of_blocks_reads_the_normalised_tokens_of_the_tower_without_its_adaptation():
+    network, params = tower("cls_mean", head_blocks=2, blocks={"drop_path": 0.5, "lora": 2})
+    assert "lora_a" in params["blocks"]["attention"] and "lora_a" not in params["head_blocks"]["attention"]
+    own = {name: value for name, value in params.items() if not name.startswith(("head", "projection"))}
+    below = tower("cls", projected=False, blocks={"lora": 2})[0](own, pixels())
+    tokens = jnp.concatenate([below.pooled[:, None], below.patches], axis=1)
+    head = nnx.merge(network.graph, params)
+    tokens = head.head_norm(layers.run(head.head_blocks, tokens, blocks(depth=2)))
+    found = network(params, pixels())
+    np.testing.assert_allclose(found.pooled, jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(1)], 1), atol=1e-5)
+    np.testing.assert_allclose(found.patches, tokens[:, 1:], atol=1e-5)
 
 
 def test_the_forward_pass_is_pure_and_deterministic_without_a_key():
@@ -127,9 +147,10 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_and_embeddings_float
     assert network(params, features.pooled, method="embed").dtype == jnp.float32
 
 
+@pytest.mark.parametrize("head_blocks", [0, 2])
 @pytest.mark.parametrize("pool", vit.POOLS)
-def test_attention_maps_are_shares_of_the_patches(pool):
-    network, params = tower(pool, registers=2)
+def test_attention_maps_are_shares_of_the_patches(pool, head_blocks):
+    network, params = tower(pool, registers=2, head_blocks=head_blocks)
     maps = network(params, pixels(size=48), method="attention")
     assert maps.shape == (2, 2, 6, 6)
     assert (maps >= 0).all() and (maps.sum((2, 3)) <= 1 + 1e-5).all()
@@ -279,9 +300,10 @@ def test_named_sizes_hold_the_text_towers_of_openclips_h_and_g_and_of_its_big_g(
     assert sum(np.prod(s.shape) for s in jax.tree.leaves(encoders.text_tower(config).shapes)) == parameters
 
 
+@pytest.mark.parametrize("head_blocks", [0, 1, 2])
 @pytest.mark.parametrize("pool", ["mean", "attention"])
-def test_the_dense_embedding_of_a_photo_of_one_patch_is_that_of_the_photo(pool):
-    network, params = tower(pool)
+def test_the_dense_embedding_of_a_photo_of_one_patch_is_that_of_the_photo(pool, head_blocks):
+    network, params = tower(pool, head_blocks=head_blocks)
     images = pixels(size=8)
     whole = network(params, network(params, images).pooled, method="embed")
     np.testing.assert_allclose(network(params, images, method="dense")[:, 0, 0], whole, atol=1e-5)

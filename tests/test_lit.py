@@ -19,10 +19,15 @@ RECIPE = "configs/lit.py"
 SMALL = {k: v for k, v in tiny.SMALL.items() if not k.startswith(("objectives", "image.", "embed"))}
 
 
-def arguments(workdir, data, *flags, **given):
+def arguments(workdir, data, *flags, recipe=None, **given):
     keys = SMALL | {"data.path": str(data), "checkpoint.every": "3", "log_every": "1"}
     keys |= {k.replace("__", "."): str(v) for k, v in given.items()}
-    return [f"--config={RECIPE}", f"--workdir={workdir}", *flags, *(f"--config.{k}={v}" for k, v in keys.items())]
+    return [
+        f"--config={recipe or RECIPE}",
+        f"--workdir={workdir}",
+        *flags,
+        *(f"--config.{k}={v}" for k, v in keys.items()),
+    ]
 
 
 @settings(deadline=None, max_examples=25)
@@ -85,6 +90,31 @@ def test_the_image_tower_stays_as_it_was_and_texts_are_mapped_into_its_feature_s
     features, embeddings = run.look(images)
     np.testing.assert_allclose(embeddings, features / np.linalg.norm(features, axis=1, keepdims=True), atol=1e-6)
     assert run.embed_texts(["a cow"]).shape == (1, 32)
+
+
+def test_with_a_head_of_blocks_that_alone_trains_and_reads_the_class_token_and_the_mean_patch(locked, corpus, tmp_path):
+    given = {"recipe": f"{RECIPE}:head=blocks", "init__image": locked / "general"}
+    assert command.run(arguments(tmp_path / "run", corpus, total_steps=2, **given)) == 0
+    general, run = inference.load(locked / "general"), inference.load(tmp_path / "run")
+    own, theirs = run.params["image"], general.params["image"]
+    assert own.keys() - theirs.keys() == {"head_blocks", "head_norm"}
+    for name in theirs.keys() - {"projection"}:
+        for a, b in zip(jax.tree.leaves(theirs[name]), jax.tree.leaves(own[name]), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert own["projection"]["kernel"].shape == (64, 16) and run.embed_texts(["a cow"]).shape == (1, 16)
+    features, embeddings = run.look(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8))
+    assert features.shape == (3, 64) and embeddings.shape == (3, 16)
+    assert command.run(arguments(tmp_path / "run", corpus, "--extend", total_steps=3, **given)) == 0
+    moved = inference.load(tmp_path / "run").params["image"]["head_blocks"]
+    changed = [np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves, (own["head_blocks"], moved)), strict=True)]
+    assert all(changed)
+
+
+def test_a_fresh_head_that_is_locked_is_one_line_at_start(locked, corpus, tmp_path):
+    given = {"recipe": f"{RECIPE}:head=blocks", "init__image": locked / "general", "optimizer__freeze": "('image/.*',)"}
+    with pytest.raises(UserError, match=r"config.optimizer.freeze would leave image/head_blocks/.* at random"):
+        command.run(arguments(tmp_path / "run", corpus, **given))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_kept_features_are_those_of_the_photos(locked, corpus):

@@ -1,6 +1,6 @@
 """The image tower: one Vision Transformer family (arXiv 2010.11929), from Ti to bigG."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -22,14 +22,15 @@ SIZES = {
     "g": (1408, 40, 16, 6144),
     "bigG": (1664, 48, 16, 8192),
 }
-POOLS = ("cls", "mean", "attention")
+POOLS = ("cls", "mean", "cls_mean", "attention")
+WITH_CLS = ("cls", "cls_mean")  # of them, those that read a class token
 
 
 class ImageFeatures(NamedTuple):
     """What the image tower gives, before any projection.
 
     Attributes:
-      pooled: [batch, width].
+      pooled: [batch, features].
       patches: [batch, patches, width], row-major over the patch grid, after the last layer norm.
     """
 
@@ -47,7 +48,9 @@ class ViTConfig:
       image_size: side of the square image whose grid the position embedding is stored for, pixels.
       embed_dim: width of the shared embedding space; 0 leaves the projection out (LiT).
       projection_bias: bias of the projection (an affine map into another tower's space has one).
-      pool: "cls" | "mean" | "attention".
+      pool: "cls", the class token; "mean" of the patches; "cls_mean", the two side by side; or "attention".
+      head_blocks: further blocks of the same size behind the last layer norm, with a layer norm of their own: the head
+        of dino.txt (arXiv 2412.16334), which trains on a tower that is locked.
       registers: extra learned tokens that belong to no patch (arXiv 2309.16588).
       token_keep: share of the patches kept in training, drawn anew for each image (FLIP, arXiv 2212.00794).
       pre_norm: layer norm before the first block (CLIP).
@@ -65,6 +68,7 @@ class ViTConfig:
     embed_dim: int = 512
     projection_bias: bool = False
     pool: str = "cls"
+    head_blocks: int = 0
     registers: int = 0
     token_keep: float = 1.0
     pre_norm: bool = False
@@ -83,7 +87,13 @@ class ViTConfig:
     @property
     def features(self) -> int:
         """Width of the pooled features."""
-        return self.blocks.width
+        return self.blocks.width * (2 if self.pool == "cls_mean" else 1)
+
+    @property
+    def head(self) -> layers.BlockConfig:
+        """The stack of the head: nothing is adapted in it, and none of it dropped."""
+        plain = {"drop_path": 0.0, "pfeiffer": 0, "houlsby": 0, "prefix": 0, "prompts": 0, "lora": 0, "gated": False}
+        return replace(self.blocks, depth=self.head_blocks, **plain)
 
 
 class ViT(nnx.Module):
@@ -101,7 +111,7 @@ class ViT(nnx.Module):
                 f"{config.blocks.heads} heads of a tower of width {width} cannot have rotary positions: "
                 "each needs a multiple of 4 channels"
             )
-        if config.pool == "cls":
+        if config.pool in WITH_CLS:
             self.cls = nnx.Param(normal(rngs.params(), (1, width)))
         if config.registers:
             self.registers = nnx.Param(normal(rngs.params(), (config.registers, width)))
@@ -111,10 +121,15 @@ class ViT(nnx.Module):
             self.norm_pre = layers.layer_norm(config.blocks, rngs)
         self.blocks = layers.stack(config.blocks, rngs)
         self.norm = layers.layer_norm(config.blocks, rngs)
+        if config.head_blocks:
+            self.head_blocks = layers.stack(config.head, rngs)
+            self.head_norm = layers.layer_norm(config.blocks, rngs)
         if config.pool == "attention":
             self.head = layers.AttentionPool(config.blocks, rngs)
         if config.embed_dim:
-            self.projection = layers.linear(width, config.embed_dim, config.blocks, rngs, bias=config.projection_bias)
+            self.projection = layers.linear(
+                config.features, config.embed_dim, config.blocks, rngs, bias=config.projection_bias
+            )
 
     def __call__(
         self, images: jax.Array, *, key: jax.Array | None = None, mask: jax.Array | None = None
@@ -131,10 +146,10 @@ class ViT(nnx.Module):
         drop_key, path_key = jax.random.split(key) if key is not None else (None, None)
         x, rotation = self._tokens(images, drop_key, mask)
         x = self.norm(layers.run(self.blocks, x, self.config.blocks, rotation=rotation, key=path_key))
-        return self._pool(x)
+        return self._pool(self.head_norm(layers.run(self.head_blocks, x, self.config.head)) if self._headed else x)
 
     def embed(self, pooled: jax.Array) -> jax.Array:
-        """The embedding float32 [..., embed_dim] of `pooled` [..., width]: projected, then L2-normalised."""
+        """The embedding float32 [..., embed_dim] of `pooled` [..., features]: projected, then L2-normalised."""
         return layers.normalise(self.project(pooled))
 
     def project(self, pooled: jax.Array) -> jax.Array:
@@ -153,16 +168,14 @@ class ViT(nnx.Module):
         """
         config = self.config
         rows, columns = images.shape[1] // config.patch, images.shape[2] // config.patch
+        last, x, rotation = self._before_last(images)
         if config.pool == "attention":
-            x, rotation = self._tokens(images, None)
-            x = self.norm(layers.run(self.blocks, x, config.blocks, rotation=rotation))
-            weights, _ = self.head.weights_and_values(x)
+            weights, _ = self.head.weights_and_values(self._last_norm(last(x, rotation=rotation)))
         else:
-            last, x, rotation = self._before_last(images)
             q, k, _ = last.heads_of(x, rotation)
             logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)[..., -x.shape[1] :]
-            weights = weights[:, :, 0] if config.pool == "cls" else weights[:, :, self._extra :].mean(2)
+            weights = weights[:, :, 0] if config.pool in WITH_CLS else weights[:, :, self._extra :].mean(2)
         return weights[..., self._extra :].reshape(*weights.shape[:2], rows, columns)
 
     def dense(self, images: jax.Array) -> jax.Array:
@@ -172,7 +185,8 @@ class ViT(nnx.Module):
         pooling the head's output for it, with mean pooling the patch token itself, both projected. A class token looks
         in the last block: there it is the patch's value (MaskCLIP, arXiv 2112.01071) without the residual and the MLP
         (ClearCLIP, arXiv 2407.12442), through the last layer norm and the projection. Towers trained on photos point
-        better so than by the last block's patch tokens, which no loss has tied to texts.
+        better so than by the last block's patch tokens, which no loss has tied to texts. Where both are pooled, each
+        half is as it would be alone.
 
         Args:
           images: uint8 [batch, height, width, 3], as for a call.
@@ -181,25 +195,36 @@ class ViT(nnx.Module):
           float32 [batch, grid rows, grid columns, embed_dim], L2-normalised.
         """
         batch, height, width, _ = images.shape
-        if self.config.pool == "cls":
-            last, x, _ = self._before_last(images)
-            patches = self.norm(last.own_values(x))[:, self._extra :]
-        else:
-            patches = self(images).patches
+        last, x, rotation = self._before_last(images)
+        patches = self._last_norm(last(x, rotation=rotation))[:, self._extra :]
         if self.config.pool == "attention":
             patches = self.head(patches.reshape(-1, 1, patches.shape[-1]))
+        elif self.config.pool in WITH_CLS:
+            looked = self._last_norm(last.own_values(x))[:, self._extra :]
+            patches = looked if self.config.pool == "cls" else jnp.concatenate([looked, patches], axis=-1)
         return self.embed(patches).reshape(batch, height // self.config.patch, width // self.config.patch, -1)
 
     def _before_last(self, images: jax.Array) -> tuple[layers.Block, jax.Array, layers.Rotation | None]:
         """The last block, the tokens that enter it, and their rotation."""
         x, rotation = self._tokens(images, None)
-        if self.config.blocks.depth > 1:
-            x = layers.run(jax.tree.map(lambda p: p[:-1], self.blocks), x, self.config.blocks, rotation=rotation)
-        return jax.tree.map(lambda p: p[-1], self.blocks), x, rotation
+        blocks, config = self.blocks, self.config.blocks
+        if self._headed:
+            x, rotation = self.norm(layers.run(blocks, x, config, rotation=rotation)), None
+            blocks, config = self.head_blocks, self.config.head
+        if config.depth > 1:
+            x = layers.run(jax.tree.map(lambda p: p[:-1], blocks), x, config, rotation=rotation)
+        return jax.tree.map(lambda p: p[-1], blocks), x, rotation
+
+    def _last_norm(self, x: jax.Array) -> jax.Array:
+        return self.head_norm(x) if self._headed else self.norm(x)
+
+    @property
+    def _headed(self) -> bool:
+        return self.config.head_blocks > 0
 
     @property
     def _extra(self) -> int:
-        return (self.config.pool == "cls") + self.config.registers
+        return (self.config.pool in WITH_CLS) + self.config.registers
 
     def _tokens(
         self, images: jax.Array, key: jax.Array | None, mask: jax.Array | None = None
@@ -228,7 +253,7 @@ class ViT(nnx.Module):
             chosen = jax.lax.top_k(order, kept)[1]
             x = jnp.take_along_axis(x, chosen[..., None], axis=1)
             angles = angles[chosen] if rotary else None
-        extra = [self.cls[...]] if config.pool == "cls" else []
+        extra = [self.cls[...]] if config.pool in WITH_CLS else []
         extra += [self.registers[...]] if config.registers else []
         x = jnp.concatenate([jnp.broadcast_to(e.astype(x.dtype), (batch, *e.shape)) for e in extra] + [x], axis=1)
         x = self.norm_pre(x) if config.pre_norm else x
@@ -240,11 +265,13 @@ class ViT(nnx.Module):
 
     def _pool(self, x: jax.Array) -> ImageFeatures:
         patches = x[:, self._extra :]
-        if self.config.pool == "cls":
-            return ImageFeatures(x[:, 0], patches)
-        if self.config.pool == "mean":
-            return ImageFeatures(patches.mean(1), patches)
-        return ImageFeatures(self.head(x), patches)
+        pooled = {
+            "cls": lambda: x[:, 0],
+            "mean": lambda: patches.mean(1),
+            "cls_mean": lambda: jnp.concatenate([x[:, 0], patches.mean(1)], axis=-1),
+            "attention": lambda: self.head(x),
+        }
+        return ImageFeatures(pooled[self.config.pool](), patches)
 
 
 def sinusoids(grid: int, width: int) -> jax.Array:

@@ -232,7 +232,8 @@ def _not_in_transformers(parts: Parts) -> list[str]:
     is_siglip = image.pool == "attention"
     return _named(
         {
-            "mean pooling": image.pool == "mean",
+            f"{image.pool} pooling": image.pool in ("mean", "cls_mean"),
+            "a head of blocks": image.head_blocks,
             "registers": image.registers,
             "rotary positions": image.rotary_base,
             "LayerScale": image.blocks.layer_scale or text.blocks.layer_scale,
@@ -406,6 +407,7 @@ def _not_native(image: Tower) -> list[str]:
     return _named(
         {
             f"{image.pool} pooling": image.pool != "cls",
+            "a head of blocks": image.head_blocks,
             "registers": image.registers,
             "rotary positions": image.rotary_base,
             "a gated MLP": image.blocks.activation == "swiglu",

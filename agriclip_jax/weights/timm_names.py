@@ -85,7 +85,7 @@ def find(image: Tower) -> str:
         is_plain = (image.stem, image.pool, image.width) == ("plain", "mean", 64)
         return _RESNETS.get(tuple(image.layers), "") if is_plain else ""
     blocks = image.blocks
-    if image.pre_norm or image.rotary_base or blocks.norm_eps != 1e-6:
+    if image.pre_norm or image.rotary_base or image.head_blocks or blocks.norm_eps != 1e-6:
         return ""
     size, has_scale = (blocks.width, blocks.depth, blocks.heads, blocks.mlp), bool(blocks.layer_scale)
     key = (size, image.patch, image.image_size, image.pool, blocks.activation, has_scale, image.registers)
