@@ -204,7 +204,7 @@ def test_seconds_become_steps_by_the_speed_of_a_short_run_and_stages_share_them(
 
     def short(self, *arguments):
         workdir = next(a for a in arguments if a.startswith("--workdir=")).partition("=")[2]
-        for stage, rate in (("clip", 640.0), ("distill", 64.0)):
+        for stage, rate in (("clip", 1280.0), ("distill", 128.0)):
             rows = [{"step": i, "images_per_s": 1.0 if i < 3 else rate} for i in range(1, 10)]
             folder = race.Path(workdir) / stage
             folder.mkdir(parents=True)
