@@ -126,8 +126,9 @@ def remembered(
     inference.add_parameters(digest, mesh.gathered(pooling, devices))
     folder = cache() / "features" / digest.hexdigest()[:24]
     source = alive.source(split)
-    if feature_store.count(folder) < len(source):
-        start = feature_store.full(folder)
+    # One process looks: others might see a shard that it does not, and begin elsewhere.
+    if mesh.agreed(feature_store.count(folder)) < len(source):
+        start = mesh.agreed(feature_store.full(folder))
         say(f"features of {len(source) - start:,} photos are computed once and kept in {folder}")
         batches = look({"pooled": (tower, "pooled")}, source, batch_size, devices, start=start)
         blocks = (mesh.gathered(batch, devices) for batch in batches)

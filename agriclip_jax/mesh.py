@@ -137,6 +137,11 @@ def together(point: str) -> None:
         multihost_utils.sync_global_devices(point)
 
 
+def agreed(number: int) -> int:
+    """The first process's number, on every process."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if jax.process_count() > 1 else number
+
+
 def place_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """Global arrays from this process's rows of each field."""
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

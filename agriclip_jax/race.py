@@ -320,9 +320,23 @@ def _settings(entry: Entry) -> Any:
 
 
 def _content(stage: configs.Stage) -> list[str]:
-    """Fingerprints of the data of a stage."""
-    folders = (stage.config.data.path, stage.config.data.replay.path)
-    return [read_record(Path(f) / "alive.json", "fingerprint")["fingerprint"] if f else "" for f in folders]
+    """Fingerprints of the data of a stage, and of the weights, tokenizer and keywords that lie beside it."""
+    config = stage.config
+    folders = (config.data.path, config.data.replay.path)
+    data = [read_record(Path(f) / "alive.json", "fingerprint")["fingerprint"] if f else "" for f in folders]
+    named = [*(config.init[name] for name in ("model", "image", "text", "aligner")), config.text.tokenizer]
+    named.append(config.sclip.keywords.removeprefix("file:"))
+    return data + [_fingerprint(Path(each)) for each in named if each and Path(each).exists()]
+
+
+def _fingerprint(path: Path) -> str:
+    """Of a file; of a run, of its checkpoints; of another folder, of all files in it."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    files = sorted(each for each in root.rglob("*") if each.is_file())
+    return _hash([[str(each.relative_to(root)), _fingerprint(each)] for each in files])
 
 
 def _hash(content: Any) -> str:

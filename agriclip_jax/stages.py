@@ -3,19 +3,22 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from agriclip_jax import aligner, frozen, inference, initial, mesh, peft, recipe, report, rules, runs
 from agriclip_jax import config as configs
 from agriclip_jax.checkpoint import Checkpoints, abstract_state
 from agriclip_jax.data import corpus, in_order, selection
+from agriclip_jax.data.pipeline import TrainBatches
 from agriclip_jax.data.records import Alive
 from agriclip_jax.data.selection import Examples, Selection
 from agriclip_jax.errors import RunFailure, UserError
@@ -24,7 +27,7 @@ from agriclip_jax.evaluate.tasks import Task
 from agriclip_jax.files import read_record, write_json
 from agriclip_jax.inference import Model
 from agriclip_jax.logs import Log
-from agriclip_jax.state import Learner
+from agriclip_jax.state import Learner, State
 from agriclip_jax.train import Every, fit
 
 
@@ -63,15 +66,15 @@ def train(
     first = jax.process_index() == 0
     say = print if first else lambda *_, **__: None
     devices = mesh.make(config.mesh)
-    sharding = mesh.batch_sharding(devices, config.batch_size)
+    mesh.batch_sharding(devices, config.batch_size)
     mesh.batch_sharding(devices, config.data.unpaired_batch, "data.unpaired_batch")
     initial.check_general(config)
     if not config.data.path:
         say("data: the embedded corpus (drawn by the project; config.data.path names another ALive folder)", flush=True)
     alive = Alive.open(config.data.path or corpus.ensure())
     general = recipe.replayed(config, alive)
-    folder, sources = workdir / "checkpoints", {}
-    begun = runs.is_run(workdir) and any(step.name.isdecimal() for step in folder.glob("*"))
+    sources: dict[str, initial.Source] = {}
+    begun = runs.is_run(workdir) and any(step.name.isdecimal() for step in (workdir / "checkpoints").glob("*"))
     if begun:
         initial.recall(config, configs.read(workdir), explicit)
     else:
@@ -92,68 +95,132 @@ def train(
         raise UserError(
             "config.optimizer.freeze locks an image tower that is fresh; name the weights it has as config.init.image"
         )
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(init, key)
-    shardings = mesh.state_sharding(devices, shapes)
-    start, position, record, counts = 0, None, {}, runs.count(learner, shapes.params)
-    without = peft.resting(config.peft, rules.flatten(shapes.params))
-    if begun:
-        general_model = initial.general(workdir, config, shapes.params, shardings.params) if without else {}
-        checkpoints = Checkpoints(folder, latest=config.checkpoint.keep, without=without)
-        start = checkpoints.latest()
-        state, position = checkpoints.restore(start, abstract_state(shapes, shardings), general_model)
-        say(f"continuing {workdir} from step {start}: {runs.describe(shapes.params, devices)}", flush=True)
-    else:
-        imported = initial.parameters(sources, shapes.params, shardings.params)
-        if fresh := initial.fresh(sources, shapes.params, imported):
-            say(f"fresh: {', '.join(fresh)}")
-        if lost := sorted(without & set(fresh)):
-            raise UserError(
-                f"config.peft.method={config.peft.method} would leave {lost[0]} at random, for config.init.model has "
-                "none that fits; train it by config.peft.also"
-            )
-        if lost := [path for path in fresh if learner.optimizer.multipliers[path] is None]:
-            raise UserError(
-                f"config.optimizer.freeze would leave {lost[0]} at random, for nothing that config.init names has one "
-                "that fits; let its patterns leave that out"
-            )
-        if config.peft.method != "none":
-            record = {"method": config.peft.method, **counts, **initial.record(config, sources)}
-        sources.clear()  # a run of ours is a model on the devices
-        state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, imported)
-        say(f"new run in {workdir}: {runs.describe(shapes.params, devices)}", flush=True)
+    making = _Making(config, learner, init, devices)
+    counts, records = runs.count(learner, making.shapes.params), {}
     if config.peft.method != "none":
         trained, parameters = counts.values()
         say(f"{config.peft.method}: {trained:,} of {parameters:,} parameters are trained ({trained / parameters:.2%})")
-    known = None
+        if not begun:
+            records[initial.RECORD] = {"method": config.peft.method, **counts, **initial.record(config, sources)}
+    what, position, checkpoints = runs.describe(making.shapes.params, devices), None, None
+    if begun:
+        checkpoints = making.checkpoints(workdir)
+        state, position = making.go_on(workdir, checkpoints)
+        say(f"continuing {workdir} from step {int(state.step)}: {what}", flush=True)
+    else:
+        state = making.begin(sources, say)
+        say(f"new run in {workdir}: {what}", flush=True)
+    known, start = None, int(state.step)
     if config.data.frozen_features:
-        tower = frozen.Frozen(learner.towers["image"], state.params["image"], recipe.eval_view(config))
         began = time.perf_counter()
+        tower = frozen.Frozen(learner.towers["image"], state.params["image"], recipe.eval_view(config))
         kept = frozen.remembered(tower, alive, "train", config.batch_size, devices, say)
-        looking = time.perf_counter() - began
         known = Examples(kept, chosen.paired.places)
+        if not begun:
+            records["features.json"] = {"seconds": time.perf_counter() - began}
     batches = recipe.batches(config, chosen, tokenizer, learner, known)
     try:
         if position is not None:
             batches.set_state(position)
     except UserError as error:
-        raise UserError(f"{folder / str(start)}: {error}") from error
+        raise UserError(f"{workdir / 'checkpoints' / str(start)}: {error}") from error
     mesh.together("everyone has read the workdir")
     if first:
         held.enter_context(runs.claimed(workdir))
-        if record:
-            write_json(workdir / initial.RECORD, record)
-        if known is not None and not begun:
-            write_json(workdir / "features.json", {"seconds": looking})
+        for name, record in records.items():
+            write_json(workdir / name, record)
         runs.prepare(workdir, config, tokenizer, classes, data, counts)
         if not begun:
             runs.write_overview(workdir, state.params)
     mesh.together("the workdir is written")
-    if not begun:
-        checkpoints = Checkpoints(folder, latest=config.checkpoint.keep, without=without)
 
     params = learner.effective(state.params)
     model = inference.Model(config, dict(learner.towers), params, tokenizer, devices, workdir, start)
+    checkpoints = checkpoints or making.checkpoints(workdir)
+    return _to_the_end(making, model, state, batches, checkpoints, alive, command, say)
+
+
+@dataclass(frozen=True)
+class _Making:
+    """What the state of a training run is made from, whether it begins or goes on."""
+
+    config: ConfigDict
+    learner: Learner
+    init: Callable[..., State]
+    devices: Mesh
+
+    @cached_property
+    def shapes(self) -> State:
+        """Of the state."""
+        return jax.eval_shape(self.init, jax.random.key(self.config.seed))
+
+    @cached_property
+    def shardings(self) -> State:
+        """Of the state."""
+        return mesh.state_sharding(self.devices, self.shapes)
+
+    @cached_property
+    def without(self) -> frozenset[str]:
+        """Paths of the parameters that checkpoints leave out: those of the model under what `config.peft` trains."""
+        return peft.resting(self.config.peft, rules.flatten(self.shapes.params))
+
+    def checkpoints(self, workdir: Path) -> Checkpoints:
+        """Of the run in a workdir."""
+        return Checkpoints(workdir / "checkpoints", latest=self.config.checkpoint.keep, without=self.without)
+
+    def begin(self, sources: dict[str, initial.Source], say: Any) -> State:
+        """The state at step 0: fresh, but for what `sources` have, which are dropped.
+
+        Raises:
+          UserError: a source cannot be read, or something would stay as random as it starts.
+        """
+        imported = initial.parameters(sources, self.shapes.params, self.shardings.params)
+        fresh, method = initial.fresh(sources, self.shapes.params, imported), self.config.peft.method
+        if fresh:
+            say(f"fresh: {', '.join(fresh)}")
+        if lost := sorted(self.without & set(fresh)):
+            raise UserError(
+                f"config.peft.method={method} would leave {lost[0]} at random, for config.init.model has none that "
+                "fits; train it by config.peft.also"
+            )
+        if lost := [path for path in fresh if self.learner.optimizer.multipliers[path] is None]:
+            raise UserError(
+                f"config.optimizer.freeze would leave {lost[0]} at random, for nothing that config.init names has one "
+                "that fits; let its patterns leave that out"
+            )
+        sources.clear()  # a run of ours is a model on the devices
+        return self.with_parameters(imported)
+
+    def with_parameters(self, given: Mapping[str, jax.Array]) -> State:
+        """The state at step 0 with parameters by path, which are donated, and fresh others."""
+        make = jax.jit(self.init, out_shardings=self.shardings, donate_argnums=1)
+        return make(jax.random.key(self.config.seed), given)
+
+    def go_on(self, workdir: Path, checkpoints: Checkpoints) -> tuple[State, dict[str, Any]]:
+        """The state of the latest checkpoint, and the position in the data.
+
+        Raises:
+          UserError: it cannot be read, or the model that it lies on has changed.
+        """
+        below = {}
+        if self.without:
+            below = initial.general(workdir, self.config, self.shapes.params, self.shardings.params)
+        return checkpoints.restore(checkpoints.latest(), abstract_state(self.shapes, self.shardings), below)
+
+
+def _to_the_end(
+    making: _Making,
+    model: Model,
+    state: State,
+    batches: TrainBatches,
+    checkpoints: Checkpoints,
+    alive: Alive,
+    command: str,
+    say: Any,
+) -> bool:
+    """Makes the steps that are left, then the table and the report; returns as `run` does, and raises `RunFailure`."""
+    config, learner, workdir, first = making.config, making.learner, model.workdir, jax.process_index() == 0
+    sharding = mesh.batch_sharding(making.devices, config.batch_size)
     by_names = knows_texts(config, learner)
     validation = tasks.from_alive(alive, "val") if by_names and "val" in alive.splits else []
 
@@ -161,12 +228,12 @@ def train(
         return score(model.at(learner.effective(state.params), int(state.step)), validation)
 
     try:
-        log = Log(workdir, total_steps=config.total_steps, start=start, write=first)
+        log = Log(workdir, total_steps=config.total_steps, start=model.step, write=first)
         with contextlib.closing(log):
             ended = fit(
                 learner,
                 state,
-                shardings,
+                making.shardings,
                 batches,
                 lambda rows: mesh.place_batch(rows, sharding),
                 total_steps=config.total_steps,
@@ -254,19 +321,16 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
         fit = aligner.ridge(aligner.moments(pairs(fitting)), held_out)
         fitted, found = fit.affine, {"fit": "ridge", "r2": fit.r2, "strength": fit.strength, "tried": fit.tried}
     found |= {"seconds": time.perf_counter() - began, "fitted_on": fitted_on}
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(init, key)
-    shardings = mesh.state_sharding(devices, shapes)
-    whole = NamedSharding(devices, PartitionSpec())
-    given = initial.parameters(sources, shapes.params, shardings.params) | {
+    making, whole = _Making(config, learner, init, devices), NamedSharding(devices, PartitionSpec())
+    given = initial.parameters(sources, making.shapes.params, making.shardings.params) | {
         path: jax.device_put(array.astype(np.float32), whole)
         for path, array in {
             "image/projection/kernel": fitted.kernel,
             "image/projection/bias": fitted.bias,
-            **{name: array for name, array in sources["text"].scale().items() if name in shapes.params},
+            **{name: array for name, array in sources["text"].scale().items() if name in making.shapes.params},
         }.items()
     }
-    state = jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, given)
+    state = making.with_parameters(given)
     model = inference.Model(config, dict(learner.towers), state.params, tokenizer, devices, workdir, 0)
     if validation := tasks.from_alive(alive, "val") if "val" in alive.splits else []:
         before = frozen.model(sources["text"], config, tokenizer, devices)
@@ -281,10 +345,13 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     if first:
         shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # of a fit that was stopped before its report
     mesh.together("the checkpoint can be written")
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    checkpoints.save(state, {}, score=found.get("zeroshot"))
-    checkpoints.close()
-    finish(model, alive, workdir, say, first)
+    try:
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        checkpoints.save(state, {}, score=found.get("zeroshot"))
+        checkpoints.close()
+        finish(model, alive, workdir, say, first)
+    except UserError as error:
+        raise RunFailure(str(error)) from error  # whatever it was: the run had begun
     return True
 
 

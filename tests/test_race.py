@@ -218,6 +218,21 @@ def test_seconds_become_steps_by_the_speed_of_a_short_run_and_stages_share_them(
     assert one._steps(entry) == {"clip": 250, "distill": 25}
 
 
+@pytest.mark.parametrize("written", ["weights.safetensors", "run/checkpoints/4/params/d"])
+def test_a_record_is_of_the_weights_that_its_recipe_starts_from(tmp_path, written):
+    (tmp_path / "s.yaml").write_text("tasks: [embedded]\n", encoding="utf-8")
+    one = race.Race(tmp_path / "s.yaml", race.budget("8steps"), tmp_path, tmp_path, "cpu", False, print)
+    entry = race.Entry("contrastive", "cpu", {"init.model": str(tmp_path / written.partition("/")[0])})
+    keys = []
+    for content in ("one", "one", "other"):
+        (tmp_path / written).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / written).write_text(content, encoding="utf-8")
+        (tmp_path / "run" / "report.html").parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / "report.html").write_text(f"seen {len(keys)} times", encoding="utf-8")
+        keys.append(one._key(entry, 0))
+    assert keys[0] == keys[1] != keys[2]
+
+
 @pytest.mark.slow
 def test_a_race_is_run_stopped_gone_on_with_and_told(tmp_path, corpus, monkeypatch, capsys):
     suite = tmp_path / "small.yaml"

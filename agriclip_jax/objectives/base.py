@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from agriclip_jax.encoders import Network
+from agriclip_jax.errors import UserError
 
 
 class Want(NamedTuple):
@@ -41,6 +42,20 @@ IMAGE, TEXT = Want("student", "image", "global"), Want("student", "text")
 def is_chosen(config: ConfigDict, name: str) -> bool:
     """Whether the objective `name` has a weight other than 0."""
     return config.objectives.get(name, 0) != 0
+
+
+def check_patches(config: ConfigDict, name: str, does: str) -> None:
+    """Raises `UserError` where the image tower has no patches, or drops some, that the objective `name` `does` need."""
+    if config.image.layers:
+        raise UserError(
+            f"config.objectives.{name}: it {does} patches, and a ResNet has none; take a transformer, or give it "
+            "weight 0"
+        )
+    if config.image.token_keep < 1:
+        raise UserError(
+            f"config.image.token_keep={config.image.token_keep} drops patches that config.objectives.{name} {does}; "
+            "set it to 1.0"
+        )
 
 
 def student_globals(config: ConfigDict) -> Want:

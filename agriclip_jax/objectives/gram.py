@@ -12,7 +12,7 @@ from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError
 from agriclip_jax.losses import geometry
-from agriclip_jax.objectives.base import Parameters, Want, student_globals
+from agriclip_jax.objectives.base import Parameters, Want, check_patches, student_globals
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,7 @@ def build(config: ConfigDict, towers: Mapping[str, Network], tokenizer: Tokenize
     options, view = config.gram, config.views["global"].size or config.image_size
     if 0 < options.size < view:
         raise UserError(f"config.gram.size: {options.size} is smaller than the global views, {view}; enlarge it, or 0")
-    if config.image.token_keep < 1:
-        raise UserError(
-            f"config.image.token_keep={config.image.token_keep} drops patches that config.objectives.gram compares; "
-            "set it to 1.0"
-        )
+    check_patches(config, "gram", "compares")
     return Gram(
         image=towers["image"],
         wants=(student_globals(config),),

@@ -11,11 +11,9 @@ from ml_collections import ConfigDict
 from agriclip_jax.data import masks
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import Network
-from agriclip_jax.encoders.vit import ViTConfig
-from agriclip_jax.errors import UserError
 from agriclip_jax.losses import distill as losses
 from agriclip_jax.objectives import distill
-from agriclip_jax.objectives.base import Parameters, Want
+from agriclip_jax.objectives.base import Parameters, Want, check_patches
 from agriclip_jax.objectives.distill import TEACHER, Teaching
 
 STUDENT = Want("student", "image", "global", masked=True)
@@ -71,23 +69,14 @@ def build(config: ConfigDict, towers: Mapping[str, Network], tokenizer: Tokenize
     Raises:
       UserError: the image tower has no patches to hide, or drops some of them.
     """
-    tower = towers["image"].config
-    if not isinstance(tower, ViTConfig):
-        raise UserError(
-            "config.objectives.ibot: it masks patches, and a ResNet has none; take a transformer, or give it weight 0"
-        )
-    if tower.token_keep < 1:
-        raise UserError(
-            f"config.image.token_keep={tower.token_keep} drops patches that config.objectives.ibot is to predict; "
-            "set it to 1.0"
-        )
+    check_patches(config, "ibot", "masks")
     head, teaching = distill.head_and_teaching(config, towers)
     name = distill.HEAD if config.ibot.shared_head else HEAD
     views = config.views["global"]
     return Ibot(
         networks={name: head},
         head=name,
-        most=masks.most(views.count, (views.size or config.image_size) // tower.patch),
+        most=masks.most(views.count, (views.size or config.image_size) // config.image.patch),
         teaching=teaching,
         student_temperature=config.distill.student_temperature,
     )
