@@ -9,7 +9,7 @@ import tiny
 from scipy import stats
 
 from agriclip_jax import race
-from agriclip_jax.comparison import standings
+from agriclip_jax.comparison import results, standings
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import statistics
 
@@ -135,6 +135,40 @@ def test_the_page_and_the_plots_say_it_too(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 2 and "http" not in page.split("<main>")[1].replace("http://www.w3.org", "")
     assert (tmp_path / "out" / "plot-4s.svg").is_file()
+
+
+def test_the_marked_sections_of_a_page_are_written_from_the_records_beside_it_and_nothing_else_is(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "results").mkdir()
+    for r in RACE:
+        file = f"s.cpu.{r['recipe']}.{r['budget']}.seed{r['seed']}.json"
+        (tmp_path / "results" / file).write_text(json.dumps(r), encoding="utf-8")
+    page = tmp_path / "page.md"
+    marker = "<!-- race: --suite=s --budgets=8steps --plot=first contrastive joint -->"
+    page.write_text(f"# Results\n\n{marker}\nold\n<!-- race: end -->\n\nThe rest.\n", encoding="utf-8")
+    for _ in range(2):
+        assert tiny.call(monkeypatch, capsys, "compare.py", f"--page={page}")[0] == 0
+        text = page.read_text(encoding="utf-8")
+        assert text.startswith(f"# Results\n\n{marker}\n\nMean top-1") and "old" not in text
+        assert text.endswith("\n\n<!-- race: end -->\n\nThe rest.\n") and "| joint | 3 |" in text and "4s" not in text
+        assert "![plot of first, 8steps](results/first-plot-8steps.svg)" in text
+    assert "<svg" in (tmp_path / "results" / "first-plot-8steps.svg").read_text(encoding="utf-8")
+    page.write_text("<!-- race: --suite=s -->\n<!-- race: end -->\n", encoding="utf-8")
+    assert tiny.call(monkeypatch, capsys, "compare.py", f"--page={page}")[0] == 0
+    listed = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith(("| joint", "| contr"))]
+    scores = [float(line.split("|")[6]) for line in listed]
+    assert len(listed) == len(RACE) and scores == sorted(scores, reverse=True)
+    page.write_text("<!-- race: --plot=p -->\n<!-- race: end -->\n", encoding="utf-8")
+    code, said = tiny.call(monkeypatch, capsys, "compare.py", f"--page={page}")
+    assert code == 2 and "the marker 'race: --plot=p' is not understood" in said.err
+
+
+def test_the_page_of_results_says_what_its_records_say():
+    page = race.ROOT / "docs" / "results.md"
+    text, plots = results.fill(page)
+    assert text == page.read_text(encoding="utf-8"), "run: python tools/compare.py --page=docs/results.md"
+    assert plots and all(file.is_file() for file in plots)
 
 
 def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):

@@ -3,6 +3,7 @@
   python tools/compare.py --suite=configs/suites/race.yaml --recipes=contrastive,joint,three_stage --seeds=0,1,2 \\
       --budget=4000steps --setting=gpu --out=race/ --config.data.path=data/farm
   python tools/compare.py --suite=configs/suites/race.yaml --out=race/ --only_table
+  python tools/compare.py --page=docs/results.md
 
 A recipe is a name in configs/race.py, or FILE.py[:VARIANT]; NAME+KEY=VALUE sets a key of it alone, NAME@teacher
 measures the moving average. --config.KEY=VALUE sets a key of all. --budget=900s gives each the steps that fit into so
@@ -10,7 +11,7 @@ many seconds of this accelerator; a recipe of several stages divides its budget 
 
 Each finished run leaves a small record (--records, OUT/records without it). The command may be stopped and given
 again, on any machine that has the records. OUT gets table.md, a plot of each budget, curves with --curve, and a page,
-report.html.
+report.html. --page writes the marked tables and plots of a Markdown page anew, from the records in results/ beside it.
 """
 
 import argparse
@@ -23,24 +24,32 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--suite", required=True, metavar="FILE.yaml", help="what every run is asked")
+    parser.add_argument("--suite", default="", metavar="FILE.yaml", help="what every run is asked")
     parser.add_argument("--recipes", default="", metavar="A,B,...", help="what is raced")
     parser.add_argument("--recipe", action="append", default=[], metavar="NAME", help="one more, whatever is in it")
     parser.add_argument("--seeds", default="0", metavar="0,1,2")
     parser.add_argument("--budget", default="", metavar="4000steps|900s", help="what each run may use")
     parser.add_argument("--setting", default="cpu", metavar="cpu|gpu", help="sizes of the recipes in configs/race.py")
-    parser.add_argument("--out", required=True, metavar="DIR", help="runs, table and plots")
+    parser.add_argument("--out", default="", metavar="DIR", help="runs, table and plots")
     parser.add_argument("--records", default="", metavar="DIR", help="one JSON for each finished run")
     parser.add_argument("--baseline", default="contrastive", metavar="NAME", help="what the others are compared with")
     parser.add_argument("--by", default="group", choices=("group", "domain"), help="which tasks make a mean together")
     parser.add_argument("--curve", default="", metavar="KEY", help="a key along which recipes vary, or 'trained'")
     parser.add_argument("--keep", action="store_true", help="keep the runs' folders")
     parser.add_argument("--only_table", action="store_true", help="train nothing: the table of the records there are")
+    parser.add_argument("--page", default="", metavar="FILE.md", help="a page to fill from records, and nothing else")
     return parser.parse_known_args()
 
 
 def main() -> int:
     arguments, rest = parse_arguments()
+    if arguments.page:
+        from agriclip_jax.comparison import results
+
+        results.write(Path(arguments.page))
+        return 0
+    if not (arguments.suite and arguments.out):
+        raise UserError("name --suite=FILE.yaml and --out=DIR, or a page by --page=FILE.md")
     if not arguments.only_table and not ((arguments.recipes or arguments.recipe) and arguments.budget):
         raise UserError("name --recipes=A,B,... and --budget=4000steps or 900s, or give --only_table")
     from agriclip_jax import config as configs

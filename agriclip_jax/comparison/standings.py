@@ -62,8 +62,10 @@ def right(task: Mapping[str, Any]) -> np.ndarray:
     return bits[: task["images"]].astype(bool)
 
 
-def read(folder: Path, *, suite: str, setting: str, names: Sequence[str] = ()) -> list[Record]:
-    """The records of a suite and setting, in the order of `names` (all of them without names).
+def read(
+    folder: Path, *, suite: str, setting: str, names: Sequence[str] = (), budgets: Sequence[str] = ()
+) -> list[Record]:
+    """The records of a suite and setting, in the order of `names` (all of them without names), of some budgets or all.
 
     Raises:
       UserError: there is none, or one is damaged.
@@ -71,6 +73,7 @@ def read(folder: Path, *, suite: str, setting: str, names: Sequence[str] = ()) -
     files = sorted(folder.glob(f"{suite}.{setting}.*.json"))
     found = [read_record(file, "recipe", "seed", "budget", "settings", "tasks") for file in files]
     found = [record for record in found if not names or record["recipe"] in names]
+    found = [record for record in found if not budgets or record["budget"] in budgets]
     if not found:
         raise UserError(f"{folder} holds no record of the suite {suite} and the setting {setting}")
     order = {name: place for place, name in enumerate(names)}
@@ -183,22 +186,12 @@ def write(found: Sequence[Record], out: Path, baseline: str, *, by: str = "group
       UserError: the baseline has no record, fewer than two recipes vary, or a file cannot be written.
     """
     made, about = tables(found, baseline, by), ABOUT.format(baseline)
-    markdown = [about]
-    for table in made:
-        rule = "---".join("|" * (len(table.heads) + 1))
-        lines = [f"| {' | '.join(row)} |" for row in table.rows]
-        markdown.append("\n".join([f"### {table.title}", "", f"| {' | '.join(table.heads)} |", rule, *lines]))
-    text = "\n\n".join(markdown) + "\n"
+    text = "\n\n".join([about, *map(markdown, made)]) + "\n"
     write_whole(out / "table.md", text)
     sections = []
-    for each in dict.fromkeys(record["budget"] for record in found):
-        of_budget = [record for record in found if record["budget"] == each]
-        stands = standings(of_budget, baseline, by)
-        drawn = {f"plot-{each}.svg": dots(stands, baseline)}
-        if along:
-            drawn[f"curve-{each}.svg"] = curves(stands, _places(of_budget, along), along)
+    for each, drawn in plots(found, baseline, by, along).items():
         for name, svg in drawn.items():
-            write_whole(out / name, svg)
+            write_whole(out / f"{name}-{each}.svg", svg)
         pictures = "".join(f'<div class="picture">{svg[svg.index("<svg") :]}</div>' for svg in drawn.values())
         sections.append((each, pictures + "".join(_html(t) for t in made if t.title.startswith(f"{each}:"))))
     smaller = "".join(_html(table) for table in made if table.title.startswith("The smaller"))
@@ -206,6 +199,40 @@ def write(found: Sequence[Record], out: Path, baseline: str, *, by: str = "group
     header = f"<p>{escape(about)}</p>"
     write_whole(out / "report.html", page.render("Recipes raced", "race", header, sections, STYLE))
     return text
+
+
+def trials(found: Sequence[Record]) -> Table:
+    """Each record by itself, best first: what was tried on the way to a recipe, whatever it could use."""
+    groups = list(dict.fromkeys(task["group"] for record in found for task in record["tasks"].values()))
+    rows = []
+    for record in found:
+        of = {group: [] for group in groups}
+        for task in record["tasks"].values():
+            of[task["group"]].append(right(task).mean())
+        said = [record["recipe"], record["budget"], str(record["seed"])]
+        spent = [f"{record[name]:,.0f}" for name in ("images", "accelerator_seconds")]
+        rows.append([*said, *spent, *(f"{100 * np.mean(means):.1f}" for means in of.values())])
+    rows.sort(key=lambda row: -float(row[5]))
+    return Table("Trials", ("recipe", "budget", "seed", "images", "accelerator-seconds", *groups), rows)
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown, under a heading of the third level."""
+    rule = "---".join("|" * (len(table.heads) + 1))
+    lines = [f"| {' | '.join(row)} |" for row in table.rows]
+    return "\n".join([f"### {table.title}", "", f"| {' | '.join(table.heads)} |", rule, *lines])
+
+
+def plots(found: Sequence[Record], baseline: str, by: str, along: str) -> dict[str, dict[str, str]]:
+    """Budget -> "plot", and "curve" where `along` is given -> SVG; arguments as of `write`."""
+    drawn: dict[str, dict[str, str]] = {}
+    for each in dict.fromkeys(record["budget"] for record in found):
+        of_budget = [record for record in found if record["budget"] == each]
+        stands = standings(of_budget, baseline, by)
+        drawn[each] = {"plot": dots(stands, baseline)}
+        if along:
+            drawn[each]["curve"] = curves(stands, _places(of_budget, along), along)
+    return drawn
 
 
 def _html(table: Table) -> str:
