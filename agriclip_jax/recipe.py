@@ -15,7 +15,7 @@ from agriclip_jax import encoders, objectives, optim, peft, rules
 from agriclip_jax.data import feature_store, keywords, pipeline, selection
 from agriclip_jax.data.parallel import cores
 from agriclip_jax.data.pipeline import TrainBatches
-from agriclip_jax.data.records import Alive
+from agriclip_jax.data.records import Alive, named_classes
 from agriclip_jax.data.selection import Selection
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import EvalView, ViewSpec
@@ -180,7 +180,7 @@ def settle(config: ConfigDict, alive: Alive, chosen: Selection) -> list[str]:
       UserError: no such keywords, or no caption has any.
     """
     if config.objectives.get("classify") and not config.classify.classes:
-        configs.assign(config, "classify.classes", _classes(config, alive))
+        configs.assign(config, "classify.classes", tuple(named_classes(alive.datasets, config.data.domains)))
     options = config.sclip
     if not (config.objectives.get("sclip") and options.keyword_weight) or options.phrases:
         return []
@@ -189,16 +189,6 @@ def settle(config: ConfigDict, alive: Alive, chosen: Selection) -> list[str]:
     phrases, notes = keywords.choose(options.keywords, captions, names)
     configs.assign(config, "sclip.phrases", phrases)
     return notes
-
-
-def _classes(config: ConfigDict, alive: Alive) -> tuple[tuple[str, str, str], ...]:
-    """The classes that examples may be of: name, dataset, domain."""
-    return tuple(
-        (name, slug, record.domain)
-        for slug, record in alive.datasets.items()
-        if record.domain in config.data.domains or not config.data.domains
-        for name in filter(None, record.classes.values())
-    )
 
 
 def fields(config: ConfigDict, learner: Learner) -> frozenset[str]:

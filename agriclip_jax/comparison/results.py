@@ -36,10 +36,11 @@ def fill(page: Path) -> tuple[str, dict[Path, str]]:
         records = standings.read(
             page.parent / RECORDS, suite=asked.suite, setting=asked.setting, names=asked.recipes, budgets=budgets
         )
-        parts = [] if asked.recipes else [standings.markdown(standings.trials(records))]
-        if asked.recipes:
+        if not asked.recipes:
+            parts = [standings.markdown(standings.trials(records))]
+        else:
             baseline = asked.recipes[0]
-            parts.append(standings.ABOUT.format(baseline))
+            parts = [standings.ABOUT.format(baseline)]
             for budget, plots in standings.plots(records, baseline, asked.by, asked.along).items():
                 for kind, svg in plots.items():
                     file = Path(RECORDS) / f"{asked.plot}-{kind}-{budget}.svg"

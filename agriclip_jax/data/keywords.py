@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from agriclip_jax.data.captions import class_phrase, without_article
-from agriclip_jax.data.records import DatasetRecord
+from agriclip_jax.data.records import DatasetRecord, named_classes
 from agriclip_jax.errors import UserError, near_misses
 
 SOURCES = ("classes", "yake:N", "file:PATH")
@@ -86,12 +86,7 @@ def of_classes(datasets: Mapping[str, DatasetRecord], domains: Sequence[str] = (
       datasets: slug -> record.
       domains: "crop", "weed", ...; none for all.
     """
-    return [
-        without_article(class_phrase(name, slug, record.domain))
-        for slug, record in datasets.items()
-        if record.domain in domains or not domains
-        for name in filter(None, record.classes.values())
-    ]
+    return [without_article(class_phrase(*named)) for named in named_classes(datasets, domains)]
 
 
 def _yake(captions: Sequence[str], count: int) -> list[str]:

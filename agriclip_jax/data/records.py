@@ -105,6 +105,13 @@ class DatasetRecord:
     taxonomy: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
+def named_classes(datasets: Mapping[str, DatasetRecord], domains: Sequence[str] = ()) -> Iterator[tuple[str, str, str]]:
+    """Name, dataset and domain of each class that has a name, of some domains or, without any, of all."""
+    for slug, record in datasets.items():
+        if record.domain in domains or not domains:
+            yield from ((name, slug, record.domain) for name in record.classes.values() if name)
+
+
 def class_list(datasets: Mapping[str, DatasetRecord]) -> list[str]:
     """The global list of "dataset/class_key" that labels index: datasets in order, classes in order."""
     return [f"{slug}/{key}" for slug, record in datasets.items() for key in record.classes]
