@@ -32,12 +32,8 @@ ASSUMED = (
     *(f"{tower}.{name}" for tower in TOWERS for name in ("activation", "norm_eps", "heads")),
     *(f"image.{name}" for name in ("mean", "std", "resize", "crop_share", "filter")),
 )
-REPLACEABLE = (
-    "projection",
-    "mask",
-    "head_blocks",
-    "head_norm",
-)  # parts of a tower that may be made anew, or left behind
+# Parts of a tower that may be made anew, or left behind.
+REPLACEABLE = ("projection", "mask", "head_blocks", "head_norm")
 RECIPES_OWN = ("drop_path", "token_keep", "unroll", "tokenizer")  # of a tower's keys; the others its source decides
 
 

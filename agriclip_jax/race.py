@@ -325,7 +325,8 @@ def _content(stage: configs.Stage) -> list[str]:
     folders = (config.data.path, config.data.replay.path)
     data = [read_record(Path(f) / "alive.json", "fingerprint")["fingerprint"] if f else "" for f in folders]
     named = [*(config.init[name] for name in ("model", "image", "text", "aligner")), config.text.tokenizer]
-    named.append(config.sclip.keywords.removeprefix("file:"))
+    if config.sclip.keywords.startswith("file:"):
+        named.append(config.sclip.keywords.removeprefix("file:"))
     return data + [_fingerprint(Path(each)) for each in named if each and Path(each).exists()]
 
 

@@ -45,7 +45,7 @@ def is_chosen(config: ConfigDict, name: str) -> bool:
 
 
 def check_patches(config: ConfigDict, name: str, does: str) -> None:
-    """Raises `UserError` where the image tower has no patches, or drops some, that the objective `name` `does` need."""
+    """Raises `UserError` where the image tower lacks or drops patches, which the objective `name` "masks" (`does`)."""
     if config.image.layers:
         raise UserError(
             f"config.objectives.{name}: it {does} patches, and a ResNet has none; take a transformer, or give it "
