@@ -103,6 +103,16 @@ class Entry:
         """Its stages; raises UserError as `configs.stages` does."""
         return configs.stages(self.spec, self.given)
 
+    @cached_property
+    def settings(self) -> list[Any]:
+        """What of its stages' configurations decides its mathematics."""
+        return [configs.decisive(stage.config.to_dict()) for stage in self.plan]
+
+    @cached_property
+    def content(self) -> list[list[str]]:
+        """Fingerprints of what lies beside each stage's configuration, as it was when first asked."""
+        return [_content(stage) for stage in self.plan]
+
     def keys(self, steps: Mapping[str, int]) -> dict[str, str]:
         """The keys that give each trained stage its steps."""
         prefix = {stage.name: f"stages.{stage.name}." if stage.name else "" for stage in self.plan}
@@ -192,9 +202,9 @@ class Race:
     def _shared(self, entry: Entry, steps: Mapping[str, int], seed: int) -> dict[str, Path]:
         """Where stages that other recipes may have alike are kept: all but the last, of those that train."""
         kept = {}
-        for stage, settings in zip(entry.plan[:-1], _settings(entry), strict=False):
+        for stage, settings, content in zip(entry.plan[:-1], entry.settings, entry.content, strict=False):
             if stage.config.stage == "train" and not any(str(v).startswith("stage:") for v in settings.values()):
-                key = _hash([settings, _content(stage), steps[stage.name], seed])
+                key = _hash([settings, content, steps[stage.name], seed])
                 kept[stage.name] = self.out / "shared" / f"{stage.name}.{key}"
         return kept
 
@@ -228,8 +238,7 @@ class Race:
 
     def _settings(self, entry: Entry) -> str:
         """The same of what all seeds and budgets share: recipe, content of the data, suite."""
-        content = [_content(stage) for stage in entry.plan]
-        return _hash([VERSION, _settings(entry), content, self.suite.read_text(encoding="utf-8")])
+        return _hash([VERSION, entry.settings, entry.content, self.suite.read_text(encoding="utf-8")])
 
     def _record(self, entry: Entry, seed: int, workdir: Path, final: Path) -> dict[str, Any]:
         folders = list((final / "evaluations").glob(f"{self.suite.stem}-*-{entry.use}"))
@@ -312,11 +321,6 @@ def seconds_beside(workdir: Path) -> float:
     """Seconds that a recipe's passes over the photos took beside training."""
     files = [file for name in ("aligner.json", "features.json") for file in sorted(workdir.rglob(name))]
     return sum(read_record(file, "seconds")["seconds"] for file in files)
-
-
-def _settings(entry: Entry) -> Any:
-    """What of its configurations decides a recipe's mathematics."""
-    return [configs.decisive(stage.config.to_dict()) for stage in entry.plan]
 
 
 def _content(stage: configs.Stage) -> list[str]:

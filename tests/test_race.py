@@ -93,7 +93,7 @@ def test_seeds_that_answer_alike_are_no_more_evidence_than_one():
 
 
 def test_tables_give_each_budget_apart_and_the_smaller_gain_last():
-    made = {table.title: table for table in standings.tables(RACE, "contrastive", "group")}
+    made = {table.title: table for table in standings.tables(standings.by_budget(RACE, "contrastive", "group"))}
     assert list(made)[-1].startswith("The smaller gain")
     row = made["The smaller gain: in domain"].rows[0]
     gains = [float(cell) for cell in row[1:3]]
@@ -103,7 +103,7 @@ def test_tables_give_each_budget_apart_and_the_smaller_gain_last():
 
 def test_records_of_other_settings_are_refused_and_tasks_of_other_photos_left_out():
     with pytest.raises(UserError, match="the records of joint are of different settings"):
-        standings.tables([*RACE, record("joint", 3, answers(0.7, 3), settings="other")], "contrastive", "group")
+        standings.by_budget([*RACE, record("joint", 3, answers(0.7, 3), settings="other")], "contrastive", "group")
     tasks = {k: v | ({"photos": "x"} if k == "in domain1" else {}) for k, v in RACE[0]["tasks"].items()}
     found = standings.standings([RACE[0] | {"tasks": tasks}, *RACE[1:6]], "contrastive", "group")
     assert found["in domain"][0].tasks == 3 and found["downstream"][0].tasks == 4
@@ -256,14 +256,14 @@ def test_seconds_become_steps_by_the_speed_of_a_short_run_and_stages_share_them(
 def test_a_record_is_of_the_weights_that_its_recipe_starts_from(tmp_path, written):
     (tmp_path / "s.yaml").write_text("tasks: [embedded]\n", encoding="utf-8")
     one = race.Race(tmp_path / "s.yaml", race.budget("8steps"), tmp_path, tmp_path, "cpu", False, print)
-    entry = race.Entry("contrastive", "cpu", {"init.model": str(tmp_path / written.partition("/")[0])})
+    given = {"init.model": str(tmp_path / written.partition("/")[0])}
     keys = []
     for content in ("one", "one", "other"):
         (tmp_path / written).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / written).write_text(content, encoding="utf-8")
         (tmp_path / "run" / "report.html").parent.mkdir(exist_ok=True)
         (tmp_path / "run" / "report.html").write_text(f"seen {len(keys)} times", encoding="utf-8")
-        keys.append(one._key(entry, 0))
+        keys.append(one._key(race.Entry("contrastive", "cpu", given), 0))
     assert keys[0] == keys[1] != keys[2]
 
 

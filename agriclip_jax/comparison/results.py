@@ -40,13 +40,14 @@ def fill(page: Path) -> tuple[str, dict[Path, str]]:
             parts = [standings.markdown(standings.trials(records))]
         else:
             baseline = asked.recipes[0]
+            raced = standings.by_budget(records, baseline, asked.by)
             parts = [standings.ABOUT.format(baseline)]
-            for budget, plots in standings.plots(records, baseline, asked.by, asked.along).items():
+            for budget, plots in standings.plots(raced, baseline, asked.along).items():
                 for kind, svg in plots.items():
                     file = Path(RECORDS) / f"{asked.plot}-{kind}-{budget}.svg"
                     drawn[page.parent / file] = svg
                     parts.append(f"![{kind} of {asked.plot}, {budget}]({file})")
-            parts += map(standings.markdown, standings.tables(records, baseline, asked.by))
+            parts += map(standings.markdown, standings.tables(raced))
         body = "\n\n".join(parts)
         return f"<!-- race: {found['asked']} -->\n\n{body}\n\n<!-- race: end -->"
 

@@ -43,6 +43,14 @@ class Standing(NamedTuple):
     gain: Difference | None
 
 
+class Raced(NamedTuple):
+    """What was raced at one budget: its records, and how each recipe stands in each group of tasks."""
+
+    budget: str
+    records: Sequence[Record]
+    groups: Mapping[str, Sequence[Standing]]
+
+
 class Table(NamedTuple):
     """A table of texts."""
 
@@ -123,22 +131,27 @@ def _standing(recipe: str, runs: Mapping[str, Any], baseline: str, tasks: Sequen
     return Standing(recipe, tuple(sorted(own)), len(tasks), means, mean, None if low is None else (low, high), gain)
 
 
-def tables(found: Sequence[Record], baseline: str, by: str) -> list[Table]:
-    """Of each budget what was spent and how the recipes stand, and of several the smaller of each recipe's gains."""
+def by_budget(found: Sequence[Record], baseline: str, by: str) -> list[Raced]:
+    """The budgets apart, in the order of their records; arguments and error as of `standings`."""
     budgets = dict.fromkeys(record["budget"] for record in found)
     of = {each: [record for record in found if record["budget"] == each] for each in budgets}
-    stands = {each: standings(records, baseline, by) for each, records in of.items()}
+    return [Raced(each, records, standings(records, baseline, by)) for each, records in of.items()]
+
+
+def tables(raced: Sequence[Raced]) -> list[Table]:
+    """Of each budget what was spent and how the recipes stand, and of several the smaller of each recipe's gains."""
     made = []
-    for each, groups in stands.items():
-        made.append(_spent(each, of[each]))
+    for each, found, groups in raced:
+        made.append(_spent(each, found))
         for name, rows in groups.items():
             heads = (f"{name}, {rows[0].tasks} tasks", "seeds", "top-1", "gain", "p")
             made.append(Table(f"{each}: {name}", heads, [_cells(row) for row in rows]))
     gains: dict[str, dict[str, dict[str, float]]] = {}
-    for each, groups in stands.items():
+    for each, _, groups in raced:
         for name, rows in groups.items():
             for row in filter(lambda row: row.gain, rows):
                 gains.setdefault(name, {}).setdefault(row.recipe, {})[each] = row.gain.difference
+    budgets = [each.budget for each in raced]
     for name, recipes in gains.items() if len(budgets) > 1 else ():
         whole = {recipe: seen for recipe, seen in recipes.items() if len(seen) == len(budgets)}
         rows = [
@@ -185,11 +198,12 @@ def write(found: Sequence[Record], out: Path, baseline: str, *, by: str = "group
     Raises:
       UserError: the baseline has no record, fewer than two recipes vary, or a file cannot be written.
     """
-    made, about = tables(found, baseline, by), ABOUT.format(baseline)
+    raced, about = by_budget(found, baseline, by), ABOUT.format(baseline)
+    made = tables(raced)
     text = "\n\n".join([about, *map(markdown, made)]) + "\n"
     write_whole(out / "table.md", text)
     sections = []
-    for each, drawn in plots(found, baseline, by, along).items():
+    for each, drawn in plots(raced, baseline, along).items():
         for name, svg in drawn.items():
             write_whole(out / f"{name}-{each}.svg", svg)
         pictures = "".join(f'<div class="picture">{svg[svg.index("<svg") :]}</div>' for svg in drawn.values())
@@ -223,15 +237,13 @@ def markdown(table: Table) -> str:
     return "\n".join([f"### {table.title}", "", f"| {' | '.join(table.heads)} |", rule, *lines])
 
 
-def plots(found: Sequence[Record], baseline: str, by: str, along: str) -> dict[str, dict[str, str]]:
+def plots(raced: Sequence[Raced], baseline: str, along: str) -> dict[str, dict[str, str]]:
     """Budget -> "plot", and "curve" where `along` is given -> SVG; arguments as of `write`."""
     drawn: dict[str, dict[str, str]] = {}
-    for each in dict.fromkeys(record["budget"] for record in found):
-        of_budget = [record for record in found if record["budget"] == each]
-        stands = standings(of_budget, baseline, by)
-        drawn[each] = {"plot": dots(stands, baseline)}
+    for each, found, groups in raced:
+        drawn[each] = {"plot": dots(groups, baseline)}
         if along:
-            drawn[each]["curve"] = curves(stands, _places(of_budget, along), along)
+            drawn[each]["curve"] = curves(groups, _places(found, along), along)
     return drawn
 
 
