@@ -7,7 +7,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agriclip_jax import inference
+from agriclip_jax import inference, runs
 from agriclip_jax import main as command
 from agriclip_jax.data import feature_store
 from agriclip_jax.data.feature_store import FeatureStore
@@ -90,6 +90,12 @@ def test_the_image_tower_stays_as_it_was_and_texts_are_mapped_into_its_feature_s
     features, embeddings = run.look(images)
     np.testing.assert_allclose(embeddings, features / np.linalg.norm(features, axis=1, keepdims=True), atol=1e-6)
     assert run.embed_texts(["a cow"]).shape == (1, 32)
+
+
+def test_written_as_a_model_it_needs_the_run_it_began_with_no_more(locked, tmp_path):
+    run = inference.load(locked / "run")
+    runs.write_model(run, tmp_path / "whole")
+    assert inference.load(tmp_path / "whole").fingerprint == run.fingerprint
 
 
 def test_with_a_head_of_blocks_that_alone_trains_and_reads_the_class_token_and_the_mean_patch(locked, corpus, tmp_path):

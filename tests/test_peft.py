@@ -337,6 +337,21 @@ def test_a_general_model_that_is_gone_or_another_is_one_line(general, adapted, r
         away.rename(moved)
 
 
+def test_a_mask_token_that_no_one_trained_is_trained_beside_lora_when_it_is_asked_for(general, tmp_path):
+    """iBOT's mask is fresh where the general model has none: locked it would stay what it starts as."""
+    masked = {"objectives__distill": 1.0, "objectives__ibot": 1.0, "views__local__count": 1}
+    masked |= {f"distill__{name}": tiny.SMALL[f"distill.{name}"] for name in ("hidden", "bottleneck", "prototypes")}
+    with pytest.raises(UserError, match=r"would leave image/mask at random, .* train it by config.peft.also"):
+        command.run(arguments(general, tmp_path / "locked", **masked))
+    masked |= {"peft__also": "('image/mask',)"}
+    assert command.run(arguments(general, tmp_path / "run", total_steps=2, **masked)) == 0
+    assert command.run([*arguments(general, tmp_path / "run", total_steps=3, **masked), "--extend"]) == 0
+    params = rules.flatten(inference.load(tmp_path / "run").params)
+    assert np.abs(params["image/mask"]).max() > 0
+    before = rules.flatten(inference.load(general / "workdir").params)
+    np.testing.assert_array_equal(params["image/patch/kernel"], before["image/patch/kernel"])
+
+
 def test_a_full_run_keeps_everything_and_needs_its_general_model_no_more(general, tmp_path):
     away = shutil.copytree(general, tmp_path / "general")
     assert command.run(arguments(away, tmp_path / "run", peft__method="full", total_steps=1)) == 0

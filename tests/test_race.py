@@ -236,20 +236,24 @@ def test_seconds_become_steps_by_the_speed_of_a_short_run_and_stages_share_them(
     assert one._steps(entry) == {"clip": 50, "distill": 50}
     assert entry.keys({"clip": 50}) == {"stages.clip.total_steps": "50"}
 
+    rates = {"clip": 1280.0, "distill": 128.0}
+
     def short(self, *arguments):
         workdir = next(a for a in arguments if a.startswith("--workdir=")).partition("=")[2]
-        for stage, rate in (("clip", 1280.0), ("distill", 128.0)):
+        for stage, rate in rates.items():
             rows = [{"step": i, "images_per_s": 1.0 if i < 3 else rate} for i in range(1, 10)]
             folder = race.Path(workdir) / stage
             folder.mkdir(parents=True)
             (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
-        (race.Path(workdir) / "align").mkdir()
+        (race.Path(workdir) / "align").mkdir(exist_ok=True)
         (race.Path(workdir) / "align" / "aligner.json").write_text('{"seconds": 10}')
 
     monkeypatch.setattr(race.Race, "_command", short)
     one = race.Race(tmp_path / "s.yaml", race.budget("60s"), tmp_path, tmp_path, "cpu", False, print)
     assert one._steps(entry) == {"clip": 250, "distill": 25}
+    rates = {"": 256.0}  # of images with captions and without: 128 of each in a step
+    assert one._steps(race.Entry("sclip", "cpu", {})) == {"": 50}
 
 
 @pytest.mark.parametrize("written", ["weights.safetensors", "run/checkpoints/4/params/d"])

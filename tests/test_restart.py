@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,27 +26,33 @@ FLAGS = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XL
 pytestmark = pytest.mark.slow
 
 
-def command(workdir, data, *more):
-    keys = tiny.SMALL | {"total_steps": "24", "data.path": str(data), "log_every": "1", "checkpoint.every": "4"}
+def command(workdir, data, *more, recipe=tiny.RECIPE, without=()):
+    """The command of a run of 24 steps; keys of the miniature that start with one of `without` are the recipe's own."""
+    keys = {key: value for key, value in tiny.SMALL.items() if not key.startswith(tuple(without))}
+    keys |= {"total_steps": "24", "data.path": str(data), "log_every": "1", "checkpoint.every": "4"}
     keys |= {"checkpoint.keep": "99"}
     values = [f"--config.{key}={value}" for key, value in keys.items()]
     return [
         sys.executable,
         "-m",
         "agriclip_jax.main",
-        f"--config={tiny.RECIPE}",
+        f"--config={recipe}",
         f"--workdir={workdir}",
         *values,
         *more,
     ]
 
 
-def start(workdir, data, *more, devices=1, **variables):
+def start(workdir, data, *more, devices=1, recipe=tiny.RECIPE, without=(), **variables):
     flags = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags} | variables
     log = Path(workdir).with_suffix(f".{len(more)}.log").open("a+", encoding="utf-8")
     process = subprocess.Popen(
-        command(workdir, data, *more), cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+        command(workdir, data, *more, recipe=recipe, without=without),
+        cwd=ROOT,
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     process.log = log
     return process
@@ -131,8 +138,6 @@ def test_a_full_disk_stops_the_run_with_one_line_and_with_room_it_ends_as_one_th
 
 def continued(source, tmp_path, step):
     """A copy of a finished run as it was when `step` had just been saved."""
-    import shutil
-
     workdir = shutil.copytree(source, tmp_path / "moved")
     for name in ("zeroshot.json", "report.html"):
         (workdir / name).unlink()
@@ -148,13 +153,10 @@ def free_port():
         return s.getsockname()[1]
 
 
-def two_processes(workdir, data):
+def two_processes(workdir, data, *more, **options):
     port = free_port()
-    pair = [
-        start(workdir, data, f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}", devices=2)
-        for i in range(2)
-    ]
-    return pair
+    job = (*more, f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
+    return [start(workdir, data, *job, f"--process_id={i}", devices=2, **options) for i in range(2)]
 
 
 def test_two_processes_find_each_other_under_slurm(whole, corpus, tmp_path):
@@ -188,6 +190,30 @@ def test_two_processes_agree_with_one_and_one_continues_what_two_began(whole, co
     for process in two_processes(back, corpus):
         end(process)
     np.testing.assert_allclose(losses(back)[:12], losses(whole)[:12], rtol=1e-5)
+
+
+def test_two_processes_look_at_the_photos_of_a_locked_tower_together_as_one_does_alone(whole, corpus, tmp_path):
+    options = {"recipe": "configs/lit.py", "without": ("objectives", "image.", "embed")}
+    tower = f"--config.init.image={whole}"
+    end(start(tmp_path / "alone", corpus, tower, AGRICLIP_CACHE=str(tmp_path / "one"), **options))
+    for process in two_processes(tmp_path / "pair", corpus, tower, AGRICLIP_CACHE=str(tmp_path / "two"), **options):
+        end(process)
+    (one,), (two,) = ([*(tmp_path / name / "features").glob("*/*.npy")] for name in ("one", "two"))
+    np.testing.assert_allclose(np.load(two), np.load(one), atol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path / "pair")[:12], losses(tmp_path / "alone")[:12], rtol=1e-5)
+
+
+def test_two_processes_align_as_one_does(corpus, tmp_path):
+    options = {"recipe": "configs/agriclip.py", "without": ("objectives",)}
+    end(start(tmp_path / "alone", corpus, **options))
+    for stage in ("clip", "distill"):
+        shutil.copytree(tmp_path / "alone" / stage, tmp_path / "pair" / stage)
+    for process in two_processes(tmp_path / "pair", corpus, **options):
+        end(process)
+    one, two = (json.loads((tmp_path / name / "align" / "aligner.json").read_text()) for name in ("alone", "pair"))
+    assert two["strength"] == one["strength"] and two["r2"] == pytest.approx(one["r2"], abs=1e-5)
+    for a, b in zip(params(tmp_path / "pair" / "align"), params(tmp_path / "alone" / "align"), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_saved_step(corpus, tmp_path):

@@ -1,5 +1,6 @@
 """Models between a general one and one adapted from it: their weights, their scores, and one written as a run."""
 
+import copy
 import json
 
 import jax
@@ -101,3 +102,16 @@ def test_what_cannot_be_asked_is_one_line(run, adapted, arguments, message, monk
     models = ("--from", run / "workdir", "--to", adapted.workdir)
     status, said = call(monkeypatch, capsys, "wiseft.py", *models, *arguments)
     assert status == 2 and message in said.err and said.err.strip().count("\n") == 0
+
+
+def test_the_bias_of_a_sigmoid_loss_is_mixed_and_written_too(general, tmp_path):
+    def of(bias):
+        model = general.at(general.params | {"logit_bias": jax.numpy.float32(bias)}, 0)
+        model.config = copy.deepcopy(general.config)
+        model.config.logit_bias = True
+        return model
+
+    half = wiseft.interpolate(of(-10.0), of(-4.0), 0.5)
+    runs.write_model(half, tmp_path / "mixed")
+    written = inference.load(tmp_path / "mixed")
+    assert float(written.params["logit_bias"]) == -7.0 and written.fingerprint == half.fingerprint
