@@ -12,8 +12,10 @@ from agriclip_jax import config as configs
 # Which photos the general model of `ADAPTED` knows, and which it is adapted to.
 GENERAL, DOMAIN = ("fruit", "insect", "other"), ("crop", "weed", "livestock", "fish")
 
-# Methods of adapting a general model: a method of config.peft and what is done against forgetting.
+# Methods of adapting a general model: a method of config.peft and what is done against forgetting. Nothing is learned
+# where it stays `unadapted`.
 ADAPTED = {
+    "unadapted": "bias",
     **{method: method for method in ("full", "lora", "bias", "pfeiffer", "houlsby", "prefix", "unipelt", "prompts")},
     "full_replay": "full",
     "full_l2": "full",
@@ -78,6 +80,8 @@ def _recipe(name: str, stage: str) -> ConfigDict:
         config = of("peft", f"photos,method={ADAPTED[name]}")
         config.init = ConfigDict({"model": "stage:general"})
         config.data.domains = DOMAIN
+        if name == "unadapted":
+            config.optimizer.learning_rate = 0.0
         if name == "full_replay":
             config.data.replay = ConfigDict({"share": 0.25})
         if name == "full_l2":

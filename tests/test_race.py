@@ -101,6 +101,20 @@ def test_tables_give_each_budget_apart_and_the_smaller_gain_last():
     assert made["8steps: what was spent"].rows[1] == ["joint", "8", "128", "4", "cpu"]
 
 
+def test_changes_are_shares_of_those_of_a_whole_with_what_each_trained():
+    cheap = [record("lora", seed, answers(0.6, seed), parameters={"all": 9, "trained": 1_200}) for seed in (0, 1)]
+    raced = standings.by_budget([*RACE[:6], *cheap], "contrastive", "group")
+    made = {table.title: table for table in standings.tables(raced, "joint")}
+    table = made["8steps: change as a share of joint's"]
+    assert table.heads == ("recipe", "parameters trained", "downstream", "in domain")
+    gains = {row.recipe: row.gain.difference for row in raced[0].groups["downstream"] if row.gain}
+    assert table.rows[0] == ["joint", "9", "100 %", "100 %"]
+    assert table.rows[1][:2] == ["lora", "1,200"]
+    assert table.rows[1][2] == f"{100 * gains['lora'] / gains['joint']:.0f} %"
+    with pytest.raises(UserError, match=r"--share_of=full: no record at 8steps has a gain of it in 'downstream'"):
+        standings.tables(raced, "full")
+
+
 def test_records_of_other_settings_are_refused_and_tasks_of_other_photos_left_out():
     with pytest.raises(UserError, match="the records of joint are of different settings"):
         standings.by_budget([*RACE, record("joint", 3, answers(0.7, 3), settings="other")], "contrastive", "group")

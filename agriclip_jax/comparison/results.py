@@ -42,12 +42,12 @@ def fill(page: Path) -> tuple[str, dict[Path, str]]:
             baseline = asked.recipes[0]
             raced = standings.by_budget(records, baseline, asked.by)
             parts = [standings.ABOUT.format(baseline)]
-            for budget, plots in standings.plots(raced, baseline, asked.along).items():
+            for budget, plots in standings.plots(raced, baseline, asked.along, asked.share_of).items():
                 for kind, svg in plots.items():
                     file = Path(RECORDS) / f"{asked.plot}-{kind}-{budget}.svg"
                     drawn[page.parent / file] = svg
                     parts.append(f"![{kind} of {asked.plot}, {budget}]({file})")
-            parts += map(standings.markdown, standings.tables(raced))
+            parts += map(standings.markdown, standings.tables(raced, asked.share_of))
         body = "\n\n".join(parts)
         return f"<!-- race: {found['asked']} -->\n\n{body}\n\n<!-- race: end -->"
 
@@ -73,6 +73,7 @@ def _asked(page: Path, marker: str) -> argparse.Namespace:
     parser.add_argument("--budgets", default="")
     parser.add_argument("--by", default="group", choices=("group", "domain"))
     parser.add_argument("--along", default="")
+    parser.add_argument("--share_of", default="")
     parser.add_argument("--plot", default="race")
     parser.add_argument("recipes", nargs="*")
     try:

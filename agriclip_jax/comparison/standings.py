@@ -138,14 +138,24 @@ def by_budget(found: Sequence[Record], baseline: str, by: str) -> list[Raced]:
     return [Raced(each, records, standings(records, baseline, by)) for each, records in of.items()]
 
 
-def tables(raced: Sequence[Raced]) -> list[Table]:
-    """Of each budget what was spent and how the recipes stand, and of several the smaller of each recipe's gains."""
+def tables(raced: Sequence[Raced], whole: str = "") -> list[Table]:
+    """Of each budget what was spent and how the recipes stand, and of several the smaller of each recipe's gains.
+
+    Args:
+      raced: as from `by_budget`.
+      whole: a recipe whose gain is the measure of the others', such as "full" fine-tuning: a table says their shares.
+
+    Raises:
+      UserError: `whole` has no gain.
+    """
     made = []
     for each, found, groups in raced:
         made.append(_spent(each, found))
         for name, rows in groups.items():
             heads = (f"{name}, {rows[0].tasks} tasks", "seeds", "top-1", "gain", "p")
             made.append(Table(f"{each}: {name}", heads, [_cells(row) for row in rows]))
+        if whole:
+            made.append(_shares(each, found, groups, whole))
     gains: dict[str, dict[str, dict[str, float]]] = {}
     for each, _, groups in raced:
         for name, rows in groups.items():
@@ -172,6 +182,20 @@ def _spent(each: str, found: Sequence[Record]) -> Table:
     return Table(f"{each}: what was spent", ("recipe", "steps", "images", "accelerator-seconds", "on"), rows)
 
 
+def _shares(each: str, found: Sequence[Record], groups: Mapping[str, Sequence[Standing]], whole: str) -> Table:
+    trained = {record["recipe"]: record["parameters"]["trained"] for record in found}
+    gains = {name: {row.recipe: row.gain.difference for row in rows if row.gain} for name, rows in groups.items()}
+    if missing := [name for name, of in gains.items() if not of.get(whole)]:
+        raise UserError(f"--share_of={whole}: no record at {each} has a gain of it in {missing[0]!r}; race it too")
+    shares = {name: {recipe: gain / of[whole] for recipe, gain in of.items()} for name, of in gains.items()}
+    rows = [
+        [recipe, f"{trained[recipe]:,}", *(f"{100 * of[recipe]:.0f} %" for of in shares.values())]
+        for recipe in next(iter(shares.values()))
+    ]
+    heads = ("recipe", "parameters trained", *groups)
+    return Table(f"{each}: change as a share of {whole}'s", heads, rows)
+
+
 def _cells(row: Standing) -> list[str]:
     def ends(interval: Interval | None) -> str:
         return f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
@@ -185,7 +209,9 @@ def _points(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
-def write(found: Sequence[Record], out: Path, baseline: str, *, by: str = "group", along: str = "") -> str:
+def write(
+    found: Sequence[Record], out: Path, baseline: str, *, by: str = "group", along: str = "", whole: str = ""
+) -> str:
     """Writes table.md, plots of each budget and report.html; gives the table.
 
     Args:
@@ -194,16 +220,17 @@ def write(found: Sequence[Record], out: Path, baseline: str, *, by: str = "group
       baseline: a recipe.
       by: "group" or "domain": the tasks that make a mean together.
       along: a key that recipes vary in, or "trained" for how many parameters were: a curve is drawn too.
+      whole: as of `tables`.
 
     Raises:
-      UserError: the baseline has no record, fewer than two recipes vary, or a file cannot be written.
+      UserError: the baseline or `whole` has no record, fewer than two recipes vary, or a file cannot be written.
     """
     raced, about = by_budget(found, baseline, by), ABOUT.format(baseline)
-    made = tables(raced)
+    made = tables(raced, whole)
     text = "\n\n".join([about, *map(markdown, made)]) + "\n"
     write_whole(out / "table.md", text)
     sections = []
-    for each, drawn in plots(raced, baseline, along).items():
+    for each, drawn in plots(raced, baseline, along, whole).items():
         for name, svg in drawn.items():
             write_whole(out / f"{name}-{each}.svg", svg)
         pictures = "".join(f'<div class="picture">{svg[svg.index("<svg") :]}</div>' for svg in drawn.values())
@@ -237,13 +264,17 @@ def markdown(table: Table) -> str:
     return "\n".join([f"### {table.title}", "", f"| {' | '.join(table.heads)} |", rule, *lines])
 
 
-def plots(raced: Sequence[Raced], baseline: str, along: str) -> dict[str, dict[str, str]]:
-    """Budget -> "plot", and "curve" where `along` is given -> SVG; arguments as of `write`."""
+def plots(raced: Sequence[Raced], baseline: str, along: str, whole: str = "") -> dict[str, dict[str, str]]:
+    """Budget -> "plot", and "curve" where `along` is given -> SVG; arguments as of `write`.
+
+    Where gains are shares of `whole`'s, the baseline is what the others began with, and is no point of a curve.
+    """
     drawn: dict[str, dict[str, str]] = {}
     for each, found, groups in raced:
         drawn[each] = {"plot": dots(groups, baseline)}
         if along:
-            drawn[each]["curve"] = curves(groups, _places(found, along), along)
+            places = _places([r for r in found if not (whole and r["recipe"] == baseline)], along)
+            drawn[each]["curve"] = curves(groups, places, along, baseline)
     return drawn
 
 
@@ -270,17 +301,21 @@ def dots(stands: Mapping[str, Sequence[Standing]], baseline: str) -> str:
     return finish()
 
 
-def curves(stands: Mapping[str, Sequence[Standing]], places: Mapping[str, float], along: str) -> str:
+def curves(stands: Mapping[str, Sequence[Standing]], places: Mapping[str, float], along: str, baseline: str) -> str:
     """An SVG: a panel for each group of tasks, in it a line for each recipe along a number; bars span the seeds.
 
     Args:
+      stands: group -> standings.
       places: recipe -> its number; those without one are left out. Names that differ in keys alone are one line.
       along: what the number is.
+      baseline: a recipe; where it has no number it is a dotted line.
     """
     axes_of, finish = _panels(stands, height=3.2)
     for axes, rows in zip(axes_of, stands.values(), strict=True):
         lines: dict[str, list[Standing]] = {}
         for row in rows:
+            if row.recipe == baseline and baseline not in places:
+                axes.axhline(100 * row.mean, ls=":", lw=1, color="grey", label=baseline)
             if row.recipe in places:
                 lines.setdefault(row.recipe.split("+")[0], []).append(row)
         for label, line in lines.items():
