@@ -53,7 +53,8 @@ def run(argv: Sequence[str]) -> int:
     from agriclip_jax import stages
 
     command = shlex.join([sys.executable, "-m", "agriclip_jax.main", *(a for a in argv if a != "--extend")])
-    workdir = Path(options.workdir or f"runs/{planned[0].config.recipe}")
+    whole = configs.load(options.config) if planned[0].name else planned[0].config
+    workdir = Path(options.workdir or f"runs/{whole.recipe}")
     for stage in planned:
         ended = stages.run(
             stage.config, workdir / stage.name, explicit=stage.explicit, extend=options.extend, command=command

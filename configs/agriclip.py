@@ -20,7 +20,8 @@ def get_config(words: str = "") -> ConfigDict:
     chosen = configs.words(words, "agriclip", variant=("", "photos", "s16", "b16"), stage=("all", *STAGES))
     variant, stage = chosen["variant"], chosen["stage"]
     config = configs.beside(__file__, "alive", variant)
-    config.recipe = "_".join(filter(None, ["agriclip", variant, stage if stage != "all" else ""]))
+    name = "_".join(filter(None, ["agriclip", variant]))
+    config.recipe = name if stage == "all" else f"{name}/{stage}"  # by default a stage's folder is where `all` has it
     if stage == "all":
         config.stages = STAGES
     elif stage == "distill":

@@ -1,7 +1,7 @@
 """A domain model by small parameters on a frozen general model (RS5M's way, arXiv 2306.11300), contrastive alone.
 
   python -m agriclip_jax.main --config=configs/peft.py --config.init.model=runs/alive
-  python -m agriclip_jax.main --config=configs/peft.py:photos,method=pfeiffer --config.init.model=clip-vit-b16/
+  python -m agriclip_jax.main --config=configs/peft.py:b16,method=pfeiffer --config.init.model=clip-vit-b16/
 
 The general model is a run or weights of others. It is needed again whenever the run goes on or is loaded, for only what
 was trained is kept; tools/merge.py makes a run that needs no other, and tools/wiseft.py shows what was forgotten. A
@@ -19,7 +19,7 @@ def get_config(argument: str = "") -> ConfigDict:
     """The recipe; `argument`: a variant of alive ("photos", "s16", "b16") and "method=NAME", with a comma between."""
     chosen = words(argument, "peft", variant=("", "photos", "s16", "b16"), method=METHODS)
     config, method = beside(__file__, "alive", chosen["variant"]), chosen["method"]
-    config.recipe = f"peft_{method}"
+    config.recipe = "_".join(filter(None, ["peft", chosen["variant"], method]))
     config.objectives.distill = 0.0
     config.views["global"].count, config.views["local"].count = 1, 0
     config.peft = ConfigDict({"method": method})

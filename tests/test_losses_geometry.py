@@ -1,4 +1,4 @@
-"""KoLeo, Gram anchoring and alignment against dense float64 NumPy, value and gradient."""
+"""KoLeo and Gram anchoring against dense float64 NumPy, value and gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -91,12 +91,3 @@ def test_gram_anchoring_sees_neither_a_rotation_of_the_space_nor_the_length_of_a
     value, gradients = gram(*single(length * anchor @ rotation, anchor))
     assert value < 1e-11 and np.abs(gradients[0]).max() * length < 1e-6
     assert gram(*single(anchor[:, rng.permutation(6)], anchor))[0] >= 0
-
-
-def test_alignment_is_the_mean_over_examples_and_dimensions_and_the_target_gets_no_gradient():
-    rng = np.random.default_rng(2)
-    predicted, target = rng.normal(size=(2, 5, 3))
-    value, gradients = jax.value_and_grad(geometry.alignment, (0, 1))(*single(predicted, target))
-    np.testing.assert_allclose(value, ((predicted - target) ** 2).sum() / 15, rtol=1e-5)
-    np.testing.assert_allclose(gradients[0], 2 * (predicted - target) / 15, rtol=1e-5, atol=1e-7)
-    assert not np.any(gradients[1])

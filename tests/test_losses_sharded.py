@@ -69,7 +69,6 @@ LOSSES = {
     "ibot": (ibot_loss, (PATCHES, ANCHOR)),
     "koleo": (geometry.koleo, (IMAGES,)),
     "gram_anchoring": (geometry.gram_anchoring, (PATCHES, ANCHOR)),
-    "alignment": (geometry.alignment, (IMAGES, TEXTS)),
 }
 
 

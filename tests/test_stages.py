@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from agriclip_jax import inference
 from agriclip_jax import main as command
@@ -42,6 +44,31 @@ def test_what_the_stages_leave_is_a_model_like_any_other(finished, corpus):
     np.testing.assert_allclose(aligned.look(images)[0], teacher.look(images)[0], atol=1e-5)
     for name in ("zeroshot.json", "report.html", "aligner.json", "parameters.txt", "tokenizer.json"):
         assert (finished / "align" / name).is_file()
+
+
+def test_tools_take_it_like_any_other_run(finished, corpus, tmp_path, monkeypatch, capsys):
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (20, 16), "green").save(photo)
+    asked = {
+        "zeroshot.py": ("--tasks", corpus, "--split", "val"),
+        "predict.py": ("--cls", "cow,leaf", photo),
+        "export.py": ("--format", "safetensors", "--out", tmp_path / "weights"),
+    }
+    for tool, flags in asked.items():
+        status, said = tiny.call(monkeypatch, capsys, tool, "--ckpt", finished / "align", *flags)
+        assert status == 0, said.err
+
+
+def test_without_a_workdir_a_stage_alone_is_found_where_all_of_them_are(
+    finished, corpus, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(finished, tmp_path / "runs" / "agriclip")
+    monkeypatch.chdir(tmp_path)
+    recipe = Path(__file__).parent.parent / RECIPE
+    for words, runs in (("", 3), (":stage=align", 1)):
+        given = [a for a in arguments("", corpus, recipe=f"{recipe}{words}") if not a.startswith("--workdir")]
+        assert command.run(given) == 0
+        assert capsys.readouterr().out.count("is finished") == runs
 
 
 def test_the_aligner_explains_the_image_space_of_the_first_stage_as_it_says(finished, corpus):

@@ -51,20 +51,6 @@ def gram_anchoring(student: jax.Array, anchor: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(similarities(x, x) - similarities(y, y)))
 
 
-def alignment(predicted: jax.Array, target: jax.Array) -> jax.Array:
-    """`L = 1 / (N d) ||predicted - sg target||^2`, what AgriCLIP's aligner minimises (arXiv 2410.01407; 2305.06386).
-
-    Args:
-      predicted: [..., d], features that an aligner has mapped into the target's space.
-      target: [..., d]; gets no gradient.
-
-    Returns:
-      float32 [].
-    """
-    target = jax.lax.stop_gradient(target)
-    return jnp.mean(jnp.square(predicted.astype(jnp.float32) - target.astype(jnp.float32)))
-
-
 def _unit(x: jax.Array) -> jax.Array:
     """Rows at unit norm, float32; finite, value and gradient, also for a zero row."""
     x = x.astype(jnp.float32)
