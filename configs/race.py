@@ -1,4 +1,4 @@
-"""The recipes of the race in tools/compare.py, each tuned alike on validation splits: `NAME[,setting=cpu|gpu]`.
+"""The recipes of the race in tools/compare.py, tuned on validation splits: `NAME[,setting=cpu|gpu]`.
 
 All share towers, images, captions, augmentations of the global view and optimiser with `contrastive`, the standard
 adaptation of CLIP; what differs stands below. A name of several stages divides its budget among those that train. The

@@ -94,7 +94,7 @@ def _yake(captions: Sequence[str], count: int) -> list[str]:
         import yake
     except ImportError:
         raise UserError(
-            f"config.sclip.keywords=yake:{count} needs the package yake: pip install 'agriclip-jax[keywords]'"
+            f"config.sclip.keywords=yake:{count} needs the package yake: pip install -e '.[keywords]'"
         ) from None
     sentences = (caption if caption.rstrip().endswith((".", "!", "?")) else f"{caption}." for caption in captions)
     extractor = yake.KeywordExtractor(lan="en", n=2, top=count)

@@ -38,7 +38,7 @@ def local(spec: str) -> Path:
     try:
         import huggingface_hub as hub
     except ImportError:
-        raise UserError(f"{spec}: needs the package huggingface_hub: pip install 'agriclip-jax[hub]'") from None
+        raise UserError(f"{spec}: needs the package huggingface_hub: pip install -e '.[hub]'") from None
     fetch = functools.partial(hub.snapshot_download, name, revision=revision or None)
     try:
         files = hub.HfApi().list_repo_files(name, revision=revision or None)
