@@ -23,7 +23,9 @@ IDENTITIES = {
 
 @dataclass(frozen=True)
 class Contrastive:
-    """Multi-positive InfoNCE between every global view and the caption drawn for its image, mean over the views.
+    """Multi-positive InfoNCE (`losses.contrastive.info_nce`: CLIP, arXiv 2103.00020, with the targets of SupCon).
+
+    Between every global view and the caption drawn for its image, mean over the views.
 
     Attributes:
       needs: the identities by which others of the batch are right too: of captions and of classes; without any, plain
