@@ -497,7 +497,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
     if not isinstance(old, str):
         try:
             value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             raise UserError(f"--config.{key}: {text!r} is not a {type(old).__name__}") from None
         if isinstance(old, float) and type(value) is int:
             value = float(value)
@@ -544,7 +544,7 @@ def check(config: ConfigDict) -> None:
     for path, known in names.items():
         if flat[path] not in known:
             raise UserError(f"config.{path.replace('/', '.')}: unknown {flat[path]!r}; known: {', '.join(known)}")
-    if not flat["peft/towers"] or not set(flat["peft/towers"]) <= set(TOWERS):
+    if not flat["peft/towers"] or any(tower not in TOWERS for tower in flat["peft/towers"]):
         raise UserError(f"config.peft.towers: {flat['peft/towers']!r} are not among {', '.join(TOWERS)}")
     if flat["dtype"] not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype: unknown {flat['dtype']!r}; known: bfloat16, float32")
@@ -601,12 +601,15 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line for each key that changes the mathematics and differs between two configurations (nested, JSON-able)."""
+    """One line for each key that changes the mathematics and differs between two configurations (nested, JSON-able).
+
+    What a recipe is called does not.
+    """
     a, b = flatten(old), flatten(new)
     return [
         f"{path.replace('/', '.')} was {a.get(path)!r}, is now {b.get(path)!r}"
         for path in sorted(a.keys() | b.keys())
-        if path not in WHERE and not same(a.get(path), b.get(path))
+        if path not in (*WHERE, "recipe") and not same(a.get(path), b.get(path))
     ]
 
 

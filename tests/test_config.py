@@ -143,6 +143,7 @@ def test_only_keys_that_change_the_mathematics_differ():
     assert [line.split(" was ")[0] for line in named] == sorted(
         ["seed", "batch_size", "objectives.distill", "optimizer.learning_rate"]
     )
+    assert configs.differences(old, old | {"recipe": "another name of it"}) == []
 
 
 def test_a_configuration_read_back_from_json_is_the_same():
