@@ -18,6 +18,7 @@ from agriclip_jax.errors import UserError
 
 # Ridge strengths that are tried, as a share of the features' mean variance.
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-16, 3))
+COLLAPSED = "the image features to align are the same for every photo: the tower has collapsed"
 
 
 class Affine(NamedTuple):
@@ -133,7 +134,7 @@ def ridge(train: Moments, held_out: Moments, strengths: Sequence[float] = STRENG
     values, vectors = np.linalg.eigh(xx / train.count)
     scale = values.mean()
     if not scale > 0:
-        raise UserError("the image features to align are the same for every photo: the tower has collapsed")
+        raise UserError(COLLAPSED)
     rotated, mean_x, mean_y = vectors.T @ (xy / train.count), *_mean(train)
     maps = {}
     for strength in strengths:
@@ -145,12 +146,18 @@ def ridge(train: Moments, held_out: Moments, strengths: Sequence[float] = STRENG
 
 
 def r2(affine: Affine, pairs: Moments) -> float:
-    """`1 - sum ||y - x W - b||^2 / sum ||y - mean y||^2`, the share of the variance that is explained."""
+    """`1 - sum ||y - x W - b||^2 / sum ||y - mean y||^2`, the share of the variance that is explained.
+
+    Raises:
+      UserError: y does not vary.
+    """
     mean_x, mean_y = _mean(pairs)
     xx, xy, yy = _about(pairs, mean_x, mean_y)
     kernel = affine.kernel
     error = yy - 2 * np.sum(kernel * xy) + np.sum(kernel * (xx @ kernel))
     error += pairs.count * np.sum((mean_y - mean_x @ kernel - affine.bias) ** 2)
+    if not yy > 0:
+        raise UserError("the photos held out to judge an aligner by look all the same to the tower; give others")
     return float(1 - error / yy)
 
 
@@ -186,7 +193,12 @@ def sgd(
     Args:
       x, y: float32 [n, d1] and [n, d2].
       epochs ... seed: as published; every epoch takes the rows in a new order, and whole batches of them.
+
+    Raises:
+      UserError: features that never vary.
     """
+    if not (np.ptp(x, axis=0).any() and np.ptp(y, axis=0).any()):
+        raise UserError(COLLAPSED)
     c1, c2 = (float(np.sqrt(4.5 / part.var())) for part in (x, y))
     x, y = jnp.asarray(x * np.float32(c1)), jnp.asarray(y * np.float32(c2))
     size = min(batch_size, len(x))

@@ -236,7 +236,7 @@ def _notes(config: ConfigDict, found: Mapping[str, Source], decided: Mapping[str
 
 
 def recall(config: ConfigDict, then: ConfigDict, explicit: Collection[str] = ()) -> None:
-    """Sets the keys that sources and data decide as they were when a run began, so that it needs neither for them.
+    """Sets the keys that sources decide as they were when a run began, so that it needs none of them.
 
     Args:
       config: changed in place.
@@ -247,10 +247,15 @@ def recall(config: ConfigDict, then: ConfigDict, explicit: Collection[str] = ())
     keys = [f"{tower}.{name}" for tower in towers for name in then[tower] if name not in RECIPES_OWN]
     of_both = then.init.model or then.init.image == then.init.text
     shared = ["embed_dim", "logit_bias", *(["temperature"] if of_both else [])]
-    for key in ["sclip.phrases", "classify.classes", *([*shared, *keys] if towers else [])]:
+    for key in [*shared, *keys] if towers else ():
         if key not in explicit:
             configs.assign(config, key, configs.get(then, key))
     configs.check_views(config)
+
+
+def begins_with_stages(config: ConfigDict) -> bool:
+    """Whether a run begins with one that came before it in its recipe."""
+    return any(str(spec).startswith(STAGE) for spec in config.init.values())
 
 
 def tokenizer(source: Source, path: str = "") -> Tokenizer:

@@ -170,8 +170,17 @@ def select(config: ConfigDict, alive: Alive, general: Alive | None) -> Selection
     )
 
 
-def settle(config: ConfigDict, alive: Alive, chosen: Selection) -> list[str]:
+SETTLED = ("classify.classes", "sclip.phrases")  # what `settle` sets
+
+
+def settle(config: ConfigDict, alive: Alive, general: Alive | None, chosen: Selection) -> list[str]:
     """Sets what objectives take from the data: `config.classify.classes`, and `config.sclip.phrases` by its `keywords`.
+
+    Args:
+      config: changed in place; what is set already stays.
+      alive: what the run is trained on.
+      general: what it replays.
+      chosen: of both, as `select` gave it.
 
     Returns:
       what a user should know, line by line.
@@ -180,7 +189,9 @@ def settle(config: ConfigDict, alive: Alive, chosen: Selection) -> list[str]:
       UserError: no such keywords, or no caption has any.
     """
     if config.objectives.get("classify") and not config.classify.classes:
-        configs.assign(config, "classify.classes", tuple(named_classes(alive.datasets, config.data.domains)))
+        folders = ((alive, config.data.domains), (general, config.data.replay.domains))
+        named = (each for folder, domains in folders if folder for each in named_classes(folder.datasets, domains))
+        configs.assign(config, "classify.classes", tuple(dict.fromkeys(named)))
     options = config.sclip
     if not (config.objectives.get("sclip") and options.keyword_weight) or options.phrases:
         return []

@@ -34,6 +34,7 @@ from agriclip_jax.version import code_version
 
 # What says which run a workdir holds, in the order in which it is written: the last one makes it a run.
 IDENTITY = ("tokenizer.json", "config.json", "environment.json", "classes.json", "data.json")
+FEATURES = "features.json"  # what the features of a locked tower took
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "Pillow")
 
 
@@ -82,7 +83,7 @@ def is_finished(workdir: Path, config: ConfigDict, data: Mapping[str, Any], *, e
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; give another --workdir")
     if not is_run(workdir):
-        begun = (*IDENTITY, initial.RECORD)
+        begun = (*IDENTITY, initial.RECORD, FEATURES)
         if workdir.is_dir() and any(p.name.removesuffix(".partial") not in begun for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not empty and is no run; give another --workdir")
         return False
@@ -93,6 +94,10 @@ def is_finished(workdir: Path, config: ConfigDict, data: Mapping[str, Any], *, e
         differing.append("the content of data.path")
     if seen.get("replay") != data.get("replay"):
         differing.append("the content of data.replay.path")
+    if seen.get("began_with", data.get("began_with")) != data.get("began_with"):
+        raise UserError(
+            f"{workdir} began with stages that have changed since; remove it, and it is trained on them anew"
+        )
     if differing:
         raise UserError(
             f"{workdir} holds another run: {'; '.join(differing)}; set them back, or give another --workdir"
@@ -210,26 +215,32 @@ def write_model(model: Model, out: Path | str) -> str:
 
 
 def what_was_seen(
-    alive: Alive, general: Alive | None = None, sources: Mapping[str, Source] | None = None
+    config: ConfigDict, alive: Alive, general: Alive | None, sources: Mapping[str, Source]
 ) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """The classes that a run has seen and its data, as its workdir keeps them.
 
     Args:
+      config: its `data` names the domains that are seen.
       alive: what it is trained on.
       general: what it replays.
-      sources: what it starts from; of runs it has their classes too.
+      sources: what it starts from; of runs it has their classes too. Of stages their weights are part of the data.
     """
+    options = config.data
     classes = [
         {"dataset": slug, "domain": record.domain, "class_key": key, "class_name": name}
-        for folder in filter(None, (alive, general))
-        for slug, record in folder.datasets.items()
+        for folder, domains in ((alive, options.domains), (general, options.replay.domains))
+        for slug, record in (folder.datasets.items() if folder else ())
+        if not domains or record.domain in domains
         for key, name in record.classes.items()
     ]
-    for source in (sources or {}).values():
+    for source in sources.values():
         classes += tasks.known_classes(source.path)
     classes = list({(each["dataset"], each["class_key"]): each for each in classes}.values())
     data = {"fingerprint": alive.fingerprint, "path": str(alive.path), "splits": alive.splits}
-    return classes, data | ({"replay": general.fingerprint} if general else {})
+    data |= {"replay": general.fingerprint} if general else {}
+    if config.stage == "train" and initial.begins_with_stages(config):
+        data["began_with"] = initial.fingerprint(sources)
+    return classes, data
 
 
 def tokenizer_of(

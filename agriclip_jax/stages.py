@@ -1,6 +1,7 @@
 """A recipe's stages, each a run in a folder of its own: training, or a closed-form fit beside the loop."""
 
 import contextlib
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from agriclip_jax import aligner, frozen, inference, initial, mesh, peft, recipe, report, rules, runs
@@ -74,20 +75,24 @@ def train(
     alive = Alive.open(config.data.path or corpus.ensure())
     general = recipe.replayed(config, alive)
     sources: dict[str, initial.Source] = {}
-    begun = runs.is_run(workdir) and any(step.name.isdecimal() for step in (workdir / "checkpoints").glob("*"))
+    there = configs.read(workdir) if runs.is_run(workdir) else None
+    begun = there and any(step.name.isdecimal() for step in (workdir / "checkpoints").glob("*"))
+    for key in recipe.SETTLED if there else ():
+        if key not in explicit:
+            configs.assign(config, key, configs.get(there, key))
     if begun:
-        initial.recall(config, configs.read(workdir), explicit)
-    else:
+        initial.recall(config, there, explicit)
+    if not begun or initial.begins_with_stages(config):
         sources = initial.sources(config, workdir.parent)
-        for note in initial.adopt(config, sources, explicit) if sources else ():
-            say(note)
-    classes, data = runs.what_was_seen(alive, general, sources)
+    for note in initial.adopt(config, sources, explicit) if sources and not begun else ():
+        say(note)
+    classes, data = runs.what_was_seen(config, alive, general, sources)
     if begun:
         classes = tasks.known_classes(workdir)  # what its sources had seen too
     if runs.is_finished(workdir, config, data, extend=extend, say=say):
         return True
     chosen = recipe.select(config, alive, general)
-    for note in recipe.settle(config, alive, chosen):
+    for note in recipe.settle(config, alive, general, chosen):
         say(note)
     tokenizer = runs.tokenizer_of(workdir, config, sources, chosen, say)
     learner, init = recipe.learner(config, tokenizer)
@@ -117,7 +122,7 @@ def train(
         kept = frozen.remembered(tower, alive, "train", config.batch_size, devices, say)
         known = Examples(kept, chosen.paired.places)
         if not begun:
-            records["features.json"] = {"seconds": time.perf_counter() - began}
+            records[runs.FEATURES] = {"seconds": time.perf_counter() - began}
     batches = recipe.batches(config, chosen, tokenizer, learner, known)
     try:
         if position is not None:
@@ -290,7 +295,7 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     record, fitted_on = workdir / "aligner.json", initial.fingerprint(sources)
     if runs.is_run(workdir):  # it makes no steps, so that more of them change nothing
         config.total_steps = configs.read(workdir).total_steps
-    classes, data = runs.what_was_seen(alive, sources=sources)
+    classes, data = runs.what_was_seen(config, alive, None, sources)
     moved = not record.is_file() or read_record(record, "fitted_on")["fitted_on"] != fitted_on
     tell = (lambda *_: None) if moved else say
     if runs.is_finished(workdir, config, data, extend=False, say=tell) and not moved:
@@ -300,11 +305,20 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     try:
         holding = selection.select(alive, "val", domains=config.data.domains).paired
     except UserError:  # no such split, or nothing of these domains in it
+        holding = ()
+    if len(holding) < 2:  # one photo has no variance to explain
         tenth = np.arange(len(fitting)) % 10 == 0
         fitting, holding = (Examples(fitting, np.flatnonzero(rows)) for rows in (~tenth, tenth))
     learner, init = recipe.learner(config, tokenizer)
-    ours, theirs = (frozen.image_tower(sources[tower], devices) for tower in ("image", "text"))
-    ours = ours._replace(view=ours.view._replace(size=config.image_size))
+    making = _Making(config, learner, init, devices)
+    given = initial.parameters(sources, making.shapes.params, making.shardings.params)
+    projection = ("image/projection/kernel", "image/projection/bias")
+    if fresh := sorted(set(initial.fresh(sources, making.shapes.params, given)) - {*projection}):
+        raise UserError(f"an aligner fits no {fresh[0]}, which would stay at random; set config.image.head_blocks to 0")
+    given |= jax.device_put({n: v for n, v in sources["text"].scale().items() if n in making.shapes.params})
+    state = making.with_parameters({path: leaf for path, leaf in given.items() if path not in projection})
+    ours = frozen.Frozen(learner.towers["image"], state.params["image"], recipe.eval_view(config))
+    theirs = frozen.image_tower(sources["text"], devices)
 
     def pairs(photos: Examples) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
         towers = {"x": (ours, "pooled"), "y": (theirs, "projected")}
@@ -321,16 +335,10 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
         fit = aligner.ridge(aligner.moments(pairs(fitting)), held_out)
         fitted, found = fit.affine, {"fit": "ridge", "r2": fit.r2, "strength": fit.strength, "tried": fit.tried}
     found |= {"seconds": time.perf_counter() - began, "fitted_on": fitted_on}
-    making, whole = _Making(config, learner, init, devices), NamedSharding(devices, PartitionSpec())
-    given = initial.parameters(sources, making.shapes.params, making.shardings.params) | {
-        path: jax.device_put(array.astype(np.float32), whole)
-        for path, array in {
-            "image/projection/kernel": fitted.kernel,
-            "image/projection/bias": fitted.bias,
-            **{name: array for name, array in sources["text"].scale().items() if name in making.shapes.params},
-        }.items()
-    }
-    state = making.with_parameters(given)
+    flat, places = rules.flatten(state.params), rules.flatten(making.shardings.params)
+    for path, array in zip(projection, fitted, strict=True):
+        flat[path] = jax.device_put(array.astype(np.float32), places[path])
+    state = dataclasses.replace(state, params=rules.unflatten(flat))
     model = inference.Model(config, dict(learner.towers), state.params, tokenizer, devices, workdir, 0)
     if validation := tasks.from_alive(alive, "val") if "val" in alive.splits else []:
         before = frozen.model(sources["text"], config, tokenizer, devices)

@@ -118,6 +118,20 @@ def test_what_cannot_be_fitted_is_one_line(x, message):
         aligner.ridge(of(x, np.ones((len(x), 2), np.float32)), of(*pairs(40, d2=2)))
 
 
+def test_the_authors_fit_of_what_never_varies_is_one_line_too():
+    x, y = pairs(40)
+    for same in ((np.ones_like(x), y), (x, np.ones_like(y))):
+        with pytest.raises(UserError, match=r"the same for every photo"):
+            aligner.sgd(*same, epochs=1)
+
+
+def test_a_share_of_a_variance_that_there_is_not_is_one_line():
+    x, y = pairs(40)
+    fitted = aligner.ridge(of(x, y), of(x, y)).affine
+    with pytest.raises(UserError, match=r"held out to judge an aligner by look all the same"):
+        aligner.r2(fitted, of(x[:1], y[:1]))
+
+
 def test_a_pass_without_a_photo_is_one_line():
     with pytest.raises(UserError, match="no photo"):
         aligner.moments([])

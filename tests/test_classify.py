@@ -1,6 +1,7 @@
 """The objective `classify`: its loss by hand, the classes that a run takes from its data, a run from end to end."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,28 @@ def test_a_run_keeps_the_classes_of_its_domains_and_goes_on_with_them(corpus, tm
     assert steps[-1]["loss/classify"] < steps[0]["loss/classify"]
     again = arguments(tmp_path / "run", corpus, data__domains=domains, total_steps=10)
     assert command.run([*again, "--extend"]) == 0
+    known = json.loads((tmp_path / "run" / "classes.json").read_text(encoding="utf-8"))
+    assert {each["domain"] for each in known} == {"fish", "livestock"}  # what it was not shown it has not seen
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_given_again_and_begins_anew(corpus, tmp_path):
+    given = arguments(tmp_path / "run", corpus, total_steps=1)
+    assert command.run(given) == 0
+    for name in ("checkpoints", "report.html", "zeroshot.json"):
+        left = tmp_path / "run" / name
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    assert command.run(given) == 0 and (tmp_path / "run" / "report.html").is_file()
+
+
+def test_the_classes_of_what_is_replayed_are_told_apart_too(corpus):
+    alive = Alive.open(corpus)
+    config = tiny.config(objectives__classify=1.0, data__domains=("fish",), data__replay__share=0.25)
+    recipe.settle(config, alive, alive, recipe.select(config, alive, alive))
+    assert {domain for _, _, domain in config.classify.classes} == {r.domain for r in alive.datasets.values()}
+    assert len(set(config.classify.classes)) == len(config.classify.classes)
+    config = tiny.config(objectives__classify=1.0, data__domains=("fish",), data__replay__domains=("weed",))
+    recipe.settle(config, alive, alive, recipe.select(config, alive, alive))
+    assert {domain for _, _, domain in config.classify.classes} == {"fish", "weed"}
 
 
 def test_data_without_classes_is_one_line(tokenizer):

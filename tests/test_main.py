@@ -333,7 +333,7 @@ def test_a_first_start_killed_while_it_wrote_who_it_is_starts_again(finished, co
         shutil.copy(finished / name, workdir / name)
     (workdir / f"{runs.IDENTITY[written]}.partial").write_text('{"half')
     config, alive = tiny.config(), Alive.open(corpus)
-    classes, data = runs.what_was_seen(alive)
+    classes, data = runs.what_was_seen(config, alive, None, {})
     assert not runs.is_finished(workdir, config, data, extend=False, say=print)
     tokenizer = runs.tokenizer_of(workdir, config, {}, select(alive, "train"), lambda line: None)
     runs.prepare(workdir, config, tokenizer, classes, data)

@@ -518,3 +518,9 @@ def test_a_general_model_may_be_a_stage_that_came_before(general, tmp_path):
     assert command.run(given) == 0
     assert inference.load(tmp_path / "run" / "adapt").step == 2
     assert (tmp_path / "run" / "adapt" / "peft.json").is_file()
+    assert command.run(given) == 0  # finished, and says so
+    longer = [*given, "--config.stages.general.total_steps=3", "--extend"]
+    with pytest.raises(UserError, match=r"adapt began with stages that have changed since; remove it"):
+        command.run(longer)
+    shutil.rmtree(tmp_path / "run" / "adapt")
+    assert command.run(longer) == 0

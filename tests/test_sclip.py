@@ -455,7 +455,7 @@ def test_what_the_unpaired_images_show_is_learned_from_them(colours, seed):
     given = {"seed": seed, "data.label_seed": seed, "total_steps": 150, "data.unpaired_batch": 32}
     config = configs.load(RECIPE, SMALL | FULL | {key: str(value) for key, value in given.items()})
     chosen = recipe.select(config, colours, None)
-    recipe.settle(config, colours, chosen)
+    recipe.settle(config, colours, None, chosen)
     tokenizer = tokenizers.train(pipeline.captions(chosen.paired, ("template",)), 600)
     learner, init = recipe.learner(config, tokenizer)
     for name in ("caption_weight", "keyword_weight"):

@@ -88,6 +88,33 @@ def test_the_aligner_explains_the_image_space_of_the_first_stage_as_it_says(fini
     assert {"strength", "tried", "zeroshot", "zeroshot_before"} <= found.keys()
 
 
+def test_it_is_fitted_to_the_tower_and_the_preparation_that_its_model_has(finished, corpus, tmp_path, capsys):
+    """What is set by hand in place of what no array shows decides the fit too."""
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(workdir / "align")
+    by_hand = {"stages__align__image__activation": "quick_gelu", "stages__align__image__crop_share": 0.5}
+    assert command.run(arguments(workdir, corpus, **by_hand)) == 0
+    said = capsys.readouterr().out
+    assert "config.image.activation: quick_gelu, set by hand" in said and "validation top-1" in said
+    aligned, clip = inference.load(workdir / "align"), inference.load(workdir / "clip")
+    assert aligned.config.image.crop_share == 0.5 and clip.config.image.crop_share == 1.0
+    source, predicted, target = Alive.open(corpus).source("val"), [], []
+    for model, rows in ((aligned, predicted), (clip, target)):
+        images = np.stack([load_view(source[i]["image"], model.view) for i in range(len(source))])
+        tower, params = model.towers["image"], model.params["image"]
+        rows.append(np.asarray(tower(params, tower(params, images).pooled, method="project"), np.float64))
+    explained = 1 - np.sum((target[0] - predicted[0]) ** 2) / np.sum((target[0] - target[0].mean(0)) ** 2)
+    assert json.loads((workdir / "align" / "aligner.json").read_text())["r2"] == pytest.approx(explained, abs=1e-4)
+
+
+def test_a_head_that_no_aligner_fits_is_one_line(finished, corpus, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(workdir / "align")
+    with pytest.raises(UserError, match=r"an aligner fits no image/head_blocks/.*; set config.image.head_blocks to 0"):
+        command.run(arguments(workdir, corpus, stages__align__image__head_blocks=1))
+    assert not (workdir / "align").exists()
+
+
 def test_a_finished_recipe_does_nothing_and_a_stopped_one_goes_on_where_it_was(finished, corpus, tmp_path, capsys):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
     assert command.run(arguments(finished, corpus)) == 0

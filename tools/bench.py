@@ -31,7 +31,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("what", choices=tuple(BENCHES))
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="default: configs/alive.py; of transport sclip.py, of locked lit.py")
+    parser.add_argument(
+        "--config", metavar="FILE[:VARIANT]", help="default: configs/alive.py; of transport sclip.py, of locked lit.py"
+    )
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="default: %(default)s")
     parser.add_argument("--source", metavar="PHOTOS", help="for build and import: yours, instead of drawn ones")
     parser.add_argument("--count", type=int, metavar="N", help="photos, the most of memory, or hashes")
