@@ -134,7 +134,7 @@ def remembered(
         blocks = (mesh.gathered(batch, devices) for batch in batches)
         rows = (block["pooled"][block[in_order.WEIGHT] > 0] for block in blocks)
         if jax.process_index() == 0:
-            deque(feature_store.fill(folder, rows), maxlen=0)
+            deque(feature_store.fill(folder, rows, start), maxlen=0)
         else:
             deque(rows, maxlen=0)
         mesh.together("the features are written")

@@ -19,11 +19,11 @@ AXES = ("data", "fsdp", "tensor")
 
 # Axes of the trailing dimensions of a parameter; stacked blocks have the layer axis in front, never sharded.
 PARAMETERS = (
-    Rule(r".*/blocks/attention/qkv/kernel", ("fsdp", "tensor"), optional=True),
-    Rule(r".*/blocks/attention/out/kernel", ("tensor", "fsdp"), optional=True),
-    Rule(r".*/blocks/mlp/up/kernel", ("fsdp", "tensor"), optional=True),
-    Rule(r".*/blocks/mlp/up/bias", ("tensor",), optional=True),
-    Rule(r".*/blocks/mlp/down/kernel", ("tensor", "fsdp"), optional=True),
+    Rule(r".*/(head_)?blocks/attention/qkv/kernel", ("fsdp", "tensor"), optional=True),
+    Rule(r".*/(head_)?blocks/attention/out/kernel", ("tensor", "fsdp"), optional=True),
+    Rule(r".*/(head_)?blocks/mlp/up/kernel", ("fsdp", "tensor"), optional=True),
+    Rule(r".*/(head_)?blocks/mlp/up/bias", ("tensor",), optional=True),
+    Rule(r".*/(head_)?blocks/mlp/down/kernel", ("tensor", "fsdp"), optional=True),
     Rule(r"(image/patch|.*/projection)/kernel", ("fsdp", None), optional=True),
     Rule(r"text/tokens", ("tensor", "fsdp"), optional=True),
     Rule(r"(dino|ibot)_head/layer\d/kernel", ("fsdp", "tensor"), optional=True),

@@ -101,8 +101,7 @@ def build(config: ConfigDict, shapes: dict[str, Any], resting: Collection[str] =
         for path, effect in rules.match(decay_table, paths, None, "config.optimizer.weight_decay_rules").items()
     }
     by_muon = rules.match([Rule(pattern, True) for pattern in options.muon], paths, False, "config.optimizer.muon")
-    # Stacked blocks have the layer axis in front: of two axes there, one is the vector's.
-    axes = {path: len(leaf.shape) - ("/blocks/" in path) for path, leaf in paths.items()}
+    axes = {path: len(leaf.shape) - rules.layer_axes(path) for path, leaf in paths.items()}
     if vectors := [path for path, chosen in by_muon.items() if chosen and axes[path] < 2]:
         raise UserError(f"config.optimizer.muon: {vectors[0]} is no matrix; Muon moves matrices only")
     adam = optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps)

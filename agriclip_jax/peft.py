@@ -87,20 +87,36 @@ def fresh(options: Any, params: Mapping[str, Any], key: jax.Array) -> dict[str, 
     """
     if options.method != LORA:
         return {}
-    flat = {path: leaf for path, leaf in rules.flatten(params).items() if path.split("/")[0] in options.towers}
-    table = [Rule(pattern, True) for pattern in options.targets]
-    targets = [path for path, chosen in rules.match(table, flat, False, "config.peft.targets").items() if chosen]
+    flat = rules.flatten(params)
+    targets = _targets(options, flat)
     if not targets:
         raise UserError("config.peft.targets: it is empty; name kernels, such as '.*/attention/qkv/kernel'")
     made = {}
     for path, each in zip(targets, jax.random.split(key, len(targets)), strict=True):
         shape = tuple(flat[path].shape)
-        if len(shape) - ("/blocks/" in path) != 2:  # stacked blocks have the layer axis in front
+        if len(shape) - rules.layer_axes(path) != 2:
             raise UserError(f"config.peft.targets: {path} {shape} is no matrix; LoRA is for matrices only")
         *stacked, inputs, outputs = shape
         made[f"{path}/a"] = jax.random.normal(each, (*stacked, inputs, options.rank)) / inputs**0.5
         made[f"{path}/b"] = jnp.zeros((*stacked, options.rank, outputs))
     return {LORA: rules.unflatten(made)}
+
+
+def unmoved(options: Any, paths: Iterable[str]) -> frozenset[str]:
+    """Paths of the parameters that towers see as the general model has them: those that rest and LoRA adds nothing to.
+
+    Args and error as of `resting`.
+    """
+    paths = [*paths]
+    targets = _targets(options, paths) if options.method == LORA else ()
+    return resting(options, paths) - {*targets}
+
+
+def _targets(options: Any, paths: Iterable[str]) -> list[str]:
+    """The kernels that LoRA adds to."""
+    of_towers = [path for path in paths if path.split("/")[0] in options.towers]
+    table = [Rule(pattern, True) for pattern in options.targets]
+    return [path for path, chosen in rules.match(table, of_towers, False, "config.peft.targets").items() if chosen]
 
 
 def effective(params: dict[str, Any], scale: float) -> dict[str, Any]:

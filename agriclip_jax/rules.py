@@ -50,6 +50,11 @@ def path_of(key_path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
+def layer_axes(path: str) -> int:
+    """How many axes in front of a parameter's own are of layers: 1 in the stacked blocks of a tower or of its head."""
+    return int(re.search(r"/(head_)?blocks/", path) is not None)
+
+
 def match(table: Sequence[Rule], paths: Iterable[str], default: Any, name: str = "rules") -> dict[str, Any]:
     """The effect on each path: that of the first rule that matches it, else `default`.
 

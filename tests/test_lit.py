@@ -40,8 +40,9 @@ def test_a_store_gives_back_what_it_was_filled_with_also_when_filling_was_stoppe
         blocks = np.split(whole, np.cumsum(sizes)[:-1])
         for _, _ in zip(feature_store.fill(folder, iter(blocks)), range(killed), strict=False):
             pass
-        rest = whole[feature_store.full(folder) :]
-        assert sum(feature_store.fill(folder, iter([rest]))) == len(rest)
+        start = feature_store.full(folder)
+        rest = whole[start:]
+        assert sum(feature_store.fill(folder, iter([rest]), start)) == len(rest)
         store = FeatureStore(folder)
         assert feature_store.count(folder) == len(store) == len(whole)
         np.testing.assert_array_equal(np.stack([store[i] for i in range(len(store))]), whole)

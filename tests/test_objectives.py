@@ -1,6 +1,7 @@
 """The objectives: each one's value and gradient against float64 NumPy, its own state, what it refuses, any mesh."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from test_step import start
 
 from agriclip_jax import main as command
 from agriclip_jax import mesh as meshes
+from agriclip_jax import rules
 from agriclip_jax.data import masks
 from agriclip_jax.encoders.vit import ImageFeatures
 from agriclip_jax.errors import UserError
@@ -322,6 +324,25 @@ def test_a_frozen_tower_stays_where_l2_to_start_has_it_and_costs_nothing():
     assert metrics["loss/l2_to_start"] > 0 and sum(jax.tree.leaves(way)) > 0
     jax.tree.map(np.testing.assert_array_equal, state.params["image"], before)
     assert state.aux["l2_to_start"].keys() == {"text"}  # of what stays no copy is kept
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [("bias", r"(image|text)/(.*/)?bias"), ("lora", r"(image|text)/blocks/attention/qkv/kernel"), ("full", ".*")],
+)
+def test_l2_to_start_keeps_a_copy_of_what_the_method_of_config_peft_can_move_alone(method, kept):
+    config = settings("l2_to_start", 0.1, objectives__contrastive=1.0, peft__method=method)
+    learner, begun = start(config)
+    copies = rules.flatten(begun.aux["l2_to_start"])
+    assert copies and all(re.fullmatch(kept, path) for path in copies)
+    step, batch = jax.jit(learner.step), tiny.batch()
+    batch["image/global"] = batch["image/global"].repeat(2, 2).repeat(2, 3)
+    once, _ = step(begun, batch)
+    _, metrics = step(once, batch)
+    before, after = (rules.flatten(learner.effective(state.params)) for state in (begun, once))
+    towers = [path for path in before if path.startswith(("image/", "text/"))]
+    moved = sum(float(jnp.sum((after[path] - before[path]) ** 2)) for path in towers)
+    assert metrics["loss/l2_to_start"] == pytest.approx(0.5 * moved, rel=1e-3) and moved > 0
 
 
 # In one step

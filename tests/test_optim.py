@@ -162,9 +162,10 @@ def test_muon_equals_a_float64_oracle_on_matrices_and_on_stacks_of_them(shape):
     assert not np.allclose(trainable["image/bias"], 1)
 
 
-def test_muon_refuses_the_stacked_vectors_of_blocks():
-    config = tiny.config(optimizer__muon=("image/blocks/.*",))
-    with pytest.raises(UserError, match=r"config.optimizer.muon: image/blocks/.*(bias|scale) is no matrix"):
+@pytest.mark.parametrize("blocks", ["blocks", "head_blocks"])
+def test_muon_refuses_the_stacked_vectors_of_blocks(blocks):
+    config = tiny.config(optimizer__muon=(f"image/{blocks}/.*",), image__head_blocks=2)
+    with pytest.raises(UserError, match=rf"config.optimizer.muon: image/{blocks}/.*(bias|scale) is no matrix"):
         tiny.learner(config)
 
 

@@ -107,6 +107,15 @@ def test_a_target_that_is_none_is_refused_in_one_line(targets, message):
         learner(method="lora", targets=targets)
 
 
+def test_the_blocks_of_a_head_can_be_targets_too():
+    config = tiny.config(
+        image__head_blocks=2, peft__method="lora", peft__targets=("image/(head_)?blocks/mlp/up/kernel",)
+    )
+    _, init = tiny.learner(config)
+    lora = jax.eval_shape(init, jax.random.key(0)).params["lora"]["image"]
+    assert lora["head_blocks"]["mlp"]["up"]["kernel"]["a"].shape == (2, 32, 8)
+
+
 # ---- what is trained -----------------------------------------------------------------------------------------------
 
 

@@ -55,6 +55,14 @@ def test_any_mesh_gives_the_losses_and_parameters_of_one_device(alone, spec):
             np.testing.assert_allclose(got, wanted, atol=atol)
 
 
+def test_the_blocks_of_a_head_are_sharded_like_those_of_the_tower():
+    _, init = tiny.learner(tiny.config(image__head_blocks=2))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    image = meshes.state_sharding(meshes.make("data=2,fsdp=2,tensor=2"), shapes).params["image"]
+    up, below = (image[name]["mlp"]["up"]["kernel"].spec for name in ("head_blocks", "blocks"))
+    assert up == below == jax.P(None, "fsdp", "tensor")
+
+
 def test_parameters_moments_and_teacher_are_sharded_alike():
     state, _ = sharded_run("data=2,fsdp=2,tensor=2", steps=1)
     up = lambda tree: tree["image"]["blocks"]["mlp"]["up"]["kernel"].sharding.spec  # noqa: E731

@@ -57,12 +57,13 @@ def full(folder: Path | str) -> int:
     return sum(ROWS for file in shards(folder) if _rows(file) == ROWS)
 
 
-def fill(folder: Path | str, blocks: Iterable[np.ndarray]) -> Iterator[int]:
-    """Adds rows after the full shards that are there; each shard is written whole or not at all.
+def fill(folder: Path | str, blocks: Iterable[np.ndarray], start: int = 0) -> Iterator[int]:
+    """Adds rows in shards, each written whole or not at all.
 
     Args:
       folder: is made.
-      blocks: float32 [any, width], of the examples from `full(folder)` on.
+      blocks: float32 [any, width], of the examples from `start` on.
+      start: what `full(folder)` said when the first of them was chosen.
 
     Yields:
       the number of rows written, shard by shard.
@@ -70,7 +71,7 @@ def fill(folder: Path | str, blocks: Iterable[np.ndarray]) -> Iterator[int]:
     Raises:
       UserError: the disk is full, or the folder cannot be written.
     """
-    index, waiting, rows = full(folder) // ROWS, [], 0
+    index, waiting, rows = start // ROWS, [], 0
     for block in blocks:
         waiting.append(block)
         rows += len(block)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from agriclip_jax import rules
+from agriclip_jax import peft, rules
 from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.encoders import TOWERS, Network
 from agriclip_jax.objectives.base import Parameters, Want
@@ -21,11 +21,15 @@ class L2ToStart:
 
     The weight is the paper's alpha; weight decay, which pulls to zero, is best left out beside it.
 
+    What never moves adds nothing, and no copy of it is kept.
+
     Attributes:
-      frozen: patterns of the paths that never move: they add nothing, and no copy of them is kept.
+      frozen: patterns of `config.optimizer.freeze`.
+      peft: `config.peft`.
     """
 
-    frozen: tuple[str, ...] = ()
+    frozen: tuple[str, ...]
+    peft: Any
     needs: frozenset[str] = frozenset()
     wants: tuple[Want, ...] = ()
     networks: Mapping[str, Network] = field(default_factory=dict)
@@ -35,7 +39,8 @@ class L2ToStart:
         flat = rules.flatten({tower: params[tower] for tower in TOWERS})
         table = [Rule(pattern, True, optional=True) for pattern in self.frozen]
         rests = rules.match(table, flat, False, "config.optimizer.freeze")
-        return rules.unflatten({path: jnp.copy(leaf) for path, leaf in flat.items() if not rests[path]})
+        still = peft.unmoved(self.peft, flat)
+        return rules.unflatten({p: jnp.copy(leaf) for p, leaf in flat.items() if not (rests[p] or p in still)})
 
     def __call__(self, features: Mapping[Want, Any], params: Parameters, aux, batch, step, key):
         now = rules.flatten(params.student)
@@ -45,4 +50,4 @@ class L2ToStart:
 
 def build(config: ConfigDict, towers: Mapping[str, Network], tokenizer: Tokenizer) -> L2ToStart:
     """The objective of a config; it has no options of its own."""
-    return L2ToStart(tuple(config.optimizer.freeze))
+    return L2ToStart(tuple(config.optimizer.freeze), config.peft)
