@@ -282,11 +282,16 @@ class Race:
         log = self.out / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
-            ended = subprocess.run([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT)
-        if ended.returncode:
+            process = subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT)
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:
+                process.wait()  # it was interrupted too, and saves where it is
+                raise
+        if status:
             lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
             last = next((line for line in reversed(lines) if line.strip()), "no word")
-            kind = UserError if ended.returncode == 2 else RunFailure
+            kind = UserError if status == 2 else RunFailure
             raise kind(f"{Path(arguments[0]).name} {' '.join(arguments[1:3])}: {last.strip()} (see {log})")
 
 

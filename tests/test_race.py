@@ -1,7 +1,11 @@
 """A race: equal budgets, records that it goes on from, and tables that say what the records say."""
 
 import json
+import os
 import runpy
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -74,6 +78,23 @@ def test_a_standing_is_the_mean_of_tasks_and_seeds_with_the_seeds_interval_and_t
     assert row.gain.p_value < 0.001 and row.gain.interval[0] > 0
 
 
+def test_a_gain_is_judged_by_other_photos_and_by_other_seeds():
+    """Every photo of a run shifts with its seed, so many photos alone say nothing of a recipe trained anew."""
+    shares = {"contrastive": (0.5, 0.6, 0.5), "joint": (0.7, 0.6, 0.6)}
+    found = [record(name, seed, answers(share, seed)) for name, of in shares.items() for seed, share in enumerate(of)]
+    for rows in standings.standings(found, "contrastive", "group").values():
+        baseline, joint = rows
+        wanted = stats.ttest_rel(joint.means, baseline.means)
+        assert joint.trained_anew.p_value == pytest.approx(wanted.pvalue) and joint.gain.p_value < 0.05
+        assert joint.trained_anew.interval == pytest.approx(wanted.confidence_interval())
+        assert joint.trained_anew.difference == pytest.approx(joint.gain.difference) and baseline.trained_anew is None
+    alike = statistics.paired_gain_of_seeds([0.1, 0.1])
+    assert (alike.interval, alike.p_value) == ((0.1, 0.1), 0.0)
+    assert statistics.paired_gain_of_seeds([0.0, 0.0]).p_value == 1.0
+    alone = standings.standings(found[::3], "contrastive", "group")["in domain"][1]
+    assert alone.gain and alone.trained_anew is None and standings._cells(alone)[-2:] == ["", ""]
+
+
 def test_one_seeds_gain_is_that_of_the_test_for_two_runs():
     rng = np.random.default_rng(0)
     pairs = [(rng.random(60) < 0.5, rng.random(60) < 0.6) for _ in range(5)]
@@ -115,10 +136,43 @@ def test_changes_are_shares_of_those_of_a_whole_with_what_each_trained():
         standings.tables(raced, "full")
 
 
+def test_a_recipe_that_trained_nothing_has_no_count_and_a_budget_without_the_baseline_is_left_out(tmp_path):
+    fitted = record("three_stage", 0, answers(0.6, 0), parameters={"all": None, "trained": None})
+    (raced,) = standings.by_budget(
+        [*RACE[:6], fitted, record("joint", 0, answers(0.6, 0), "9s")], "contrastive", "group"
+    )
+    shares = {table.title: table for table in standings.tables([raced], "joint")}[
+        "8steps: change as a share of joint's"
+    ]
+    assert ["three_stage", ""] in [row[:2] for row in shares.rows]
+    said = standings.write([*RACE[:6], record("joint", 0, answers(0.6, 0), "9s")], tmp_path, "contrastive")
+    assert "Left out, for contrastive did not run there: 9s." in said
+    with pytest.raises(UserError, match=r"no record is of the baseline 'full'"):
+        standings.by_budget(RACE, "full", "group")
+
+
+def test_an_interrupted_race_lets_the_run_in_it_save(tmp_path):
+    run = """import pathlib, sys, time
+try:
+    pathlib.Path(sys.argv[1], "begun").touch(); time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1); pathlib.Path(sys.argv[1], "saved").touch()"""
+    race_ = "import sys, pathlib as p; from agriclip_jax import race; at = p.Path(sys.argv[1]); race.Race(at / 's', "
+    race_ += "race.budget('1s'), at, at, 'cpu', False, print)._command('-c', sys.argv[2], sys.argv[1])"
+    process = subprocess.Popen([sys.executable, "-c", race_, tmp_path, run], start_new_session=True, stderr=-3)
+    while not (tmp_path / "begun").is_file():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) and (tmp_path / "saved").is_file()
+
+
 def test_records_of_other_settings_are_refused_and_tasks_of_other_photos_left_out():
     with pytest.raises(UserError, match="the records of joint are of different settings"):
         standings.by_budget([*RACE, record("joint", 3, answers(0.7, 3), settings="other")], "contrastive", "group")
     tasks = {k: v | ({"photos": "x"} if k == "in domain1" else {}) for k, v in RACE[0]["tasks"].items()}
+    with pytest.raises(UserError, match=r"no task is of the same photos in all records"):
+        none = {k: v | {"photos": "x"} for k, v in RACE[0]["tasks"].items()}
+        standings.standings([RACE[0] | {"tasks": none}, *RACE[1:6]], "contrastive", "group")
     found = standings.standings([RACE[0] | {"tasks": tasks}, *RACE[1:6]], "contrastive", "group")
     assert found["in domain"][0].tasks == 3 and found["downstream"][0].tasks == 4
 
@@ -209,6 +263,7 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
         (["--recipes=contrastive+seed", "--budget=8steps"], "'seed' is not KEY=VALUE"),
         (["--budget=8steps"], "name --recipes"),
         (["--only_table"], "holds no record of the suite"),
+        (["--only_table", "--basline=joint"], "--basline=joint: nothing is trained for a table"),
     ],
 )
 def test_a_race_that_cannot_be_run_is_one_line_before_anything_is_trained(

@@ -21,6 +21,7 @@ from agriclip_jax.errors import UserError, exit_on_user_error
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """What was given, and beside it the keys of a configuration."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -39,7 +40,10 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--keep", action="store_true", help="keep the runs' folders")
     parser.add_argument("--only_table", action="store_true", help="train nothing: the table of the records there are")
     parser.add_argument("--page", default="", metavar="FILE.md", help="a page to fill from records, and nothing else")
-    return parser.parse_known_args()
+    arguments, rest = parser.parse_known_args()
+    if rest and (arguments.page or arguments.only_table):
+        raise UserError(f"{rest[0]}: nothing is trained for a table or a page, so it has no key; see --help")
+    return arguments, rest
 
 
 def main() -> int:

@@ -17,8 +17,10 @@ from agriclip_jax.files import read_record, write_whole
 Record = Mapping[str, Any]
 ABOUT = (
     "Mean top-1 in % over tasks and seeds, with the 95 % interval of other seeds (Student's t). A gain is over {} with "
-    "the same seeds, with the 95 % interval of other photos of the same tasks and the p-value of a sign-flip test."
+    "the same seeds. Beside it stand the 95 % interval and p-value of other photos of the same tasks, asked of these "
+    "very models (sign-flip test), and of other seeds, the recipes trained anew (paired t-test)."
 )
+JUDGED = ("of other photos", "p", "of other seeds", "p")
 
 
 class Standing(NamedTuple):
@@ -31,7 +33,8 @@ class Standing(NamedTuple):
       means: over these, the top-1 of each seed.
       mean: of these.
       interval: of that mean, from the seeds; None of one seed.
-      gain: over the baseline, of the seeds that both ran; None of the baseline itself.
+      gain: over the baseline, of the seeds that both ran, as other photos would show it; None of the baseline itself.
+      trained_anew: the same gain as other seeds would show it; None where both ran fewer than two.
     """
 
     recipe: str
@@ -41,6 +44,7 @@ class Standing(NamedTuple):
     mean: float
     interval: Interval | None
     gain: Difference | None
+    trained_anew: Difference | None
 
 
 class Raced(NamedTuple):
@@ -97,7 +101,7 @@ def standings(found: Iterable[Record], baseline: str, by: str) -> dict[str, list
       by: what of a task makes a group: "group" or "domain".
 
     Raises:
-      UserError: the baseline did not run.
+      UserError: the baseline did not run, a recipe ran with several settings, or no task is shared by all.
     """
     runs: dict[str, dict[int, Mapping[str, Any]]] = {}
     settings: dict[str, str] = {}
@@ -108,10 +112,10 @@ def standings(found: Iterable[Record], baseline: str, by: str) -> dict[str, list
                 "its seeds, or remove the old ones"
             )
         runs.setdefault(record["recipe"], {})[record["seed"]] = record["tasks"]
-    if baseline not in runs:
-        raise UserError(f"no record is of the baseline {baseline!r}; race it too, or name another by --baseline")
     asked = [{(name, task["photos"]) for name, task in tasks.items()} for of in runs.values() for tasks in of.values()]
     shared = sorted(name for name, _ in set.intersection(*asked))  # of the same photos
+    if not shared:
+        raise UserError("no task is of the same photos in all records; race the older recipes again")
     group = {task: next(iter(runs[baseline].values()))[task][by] for task in shared}
     return {
         name: [_standing(recipe, runs, baseline, [task for task in shared if group[task] == name]) for recipe in runs]
@@ -124,16 +128,22 @@ def _standing(recipe: str, runs: Mapping[str, Any], baseline: str, tasks: Sequen
     means = tuple(float(np.mean([right(own[seed][task]).mean() for task in tasks])) for seed in sorted(own))
     mean, low, high = statistics.mean_interval(means)
     both = sorted(own.keys() & other.keys()) if recipe != baseline else []
-    gain = None
+    gained = lambda seed, task: right(own[seed][task]).astype(float) - right(other[seed][task])  # noqa: E731
+    gains = {task: np.array([gained(seed, task) for seed in both]) for task in tasks}
+    photos, seeds = None, None
     if both:
-        gained = lambda seed, task: right(own[seed][task]).astype(float) - right(other[seed][task])  # noqa: E731
-        gain = statistics.paired_mean_gain([np.mean([gained(seed, task) for seed in both], axis=0) for task in tasks])
-    return Standing(recipe, tuple(sorted(own)), len(tasks), means, mean, None if low is None else (low, high), gain)
+        photos = statistics.paired_mean_gain([of.mean(axis=0) for of in gains.values()])
+    if len(both) > 1:
+        seeds = statistics.paired_gain_of_seeds(np.mean([of.mean(axis=1) for of in gains.values()], axis=0))
+    interval = None if low is None else (low, high)
+    return Standing(recipe, tuple(sorted(own)), len(tasks), means, mean, interval, photos, seeds)
 
 
 def by_budget(found: Sequence[Record], baseline: str, by: str) -> list[Raced]:
-    """The budgets apart, in the order of their records; arguments and error as of `standings`."""
-    budgets = dict.fromkeys(record["budget"] for record in found)
+    """Each budget at which the baseline ran, in the order of their records; arguments and error as of `standings`."""
+    budgets = dict.fromkeys(record["budget"] for record in found if record["recipe"] == baseline)
+    if not budgets:
+        raise UserError(f"no record is of the baseline {baseline!r}; race it too, or name another by --baseline")
     of = {each: [record for record in found if record["budget"] == each] for each in budgets}
     return [Raced(each, records, standings(records, baseline, by)) for each, records in of.items()]
 
@@ -152,7 +162,7 @@ def tables(raced: Sequence[Raced], whole: str = "") -> list[Table]:
     for each, found, groups in raced:
         made.append(_spent(each, found))
         for name, rows in groups.items():
-            heads = (f"{name}, {rows[0].tasks} tasks", "seeds", "top-1", "gain", "p")
+            heads = (f"{name}, {rows[0].tasks} tasks", "seeds", "top-1", "gain", *JUDGED)
             made.append(Table(f"{each}: {name}", heads, [_cells(row) for row in rows]))
         if whole:
             made.append(_shares(each, found, groups, whole))
@@ -163,10 +173,10 @@ def tables(raced: Sequence[Raced], whole: str = "") -> list[Table]:
                 gains.setdefault(name, {}).setdefault(row.recipe, {})[each] = row.gain.difference
     budgets = [each.budget for each in raced]
     for name, recipes in gains.items() if len(budgets) > 1 else ():
-        whole = {recipe: seen for recipe, seen in recipes.items() if len(seen) == len(budgets)}
         rows = [
             [recipe, *(_points(seen[each]) for each in budgets), _points(min(seen.values()))]
-            for recipe, seen in whole.items()
+            for recipe, seen in recipes.items()
+            if len(seen) == len(budgets)
         ]
         made.append(Table(f"The smaller gain: {name}", (name, *budgets, "smaller"), rows))
     return made
@@ -189,7 +199,11 @@ def _shares(each: str, found: Sequence[Record], groups: Mapping[str, Sequence[St
         raise UserError(f"--share_of={whole}: no record at {each} has a gain of it in {missing[0]!r}; race it too")
     shares = {name: {recipe: gain / of[whole] for recipe, gain in of.items()} for name, of in gains.items()}
     rows = [
-        [recipe, f"{trained[recipe]:,}", *(f"{100 * of[recipe]:.0f} %" for of in shares.values())]
+        [
+            recipe,
+            f"{trained[recipe]:,}" if trained[recipe] else "",
+            *(f"{100 * of[recipe]:.0f} %" for of in shares.values()),
+        ]
         for recipe in next(iter(shares.values()))
     ]
     heads = ("recipe", "parameters trained", *groups)
@@ -198,11 +212,15 @@ def _shares(each: str, found: Sequence[Record], groups: Mapping[str, Sequence[St
 
 def _cells(row: Standing) -> list[str]:
     def ends(interval: Interval | None) -> str:
-        return f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
+        return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
 
-    gain = _points(row.gain.difference) + ends(row.gain.interval) if row.gain else ""
-    p = f"{row.gain.p_value:.2g}" if row.gain else ""
-    return [row.recipe, str(len(row.seeds)), f"{100 * row.mean:.1f}{ends(row.interval)}", gain, p]
+    judged = [
+        cell
+        for g in (row.gain, row.trained_anew)
+        for cell in ((ends(g.interval), f"{g.p_value:.2g}") if g else ("", ""))
+    ]
+    mean = f"{100 * row.mean:.1f} {ends(row.interval)}".rstrip()
+    return [row.recipe, str(len(row.seeds)), mean, _points(row.gain.difference) if row.gain else "", *judged]
 
 
 def _points(share: float) -> str:
@@ -227,6 +245,8 @@ def write(
     """
     raced, about = by_budget(found, baseline, by), ABOUT.format(baseline)
     made = tables(raced, whole)
+    if apart := sorted({record["budget"] for record in found} - {each.budget for each in raced}):
+        about += f" Left out, for {baseline} did not run there: {', '.join(apart)}."
     text = "\n\n".join([about, *map(markdown, made)]) + "\n"
     write_whole(out / "table.md", text)
     sections = []

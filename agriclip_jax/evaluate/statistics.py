@@ -139,6 +139,18 @@ def paired_mean_gain(gains: Sequence[np.ndarray], seed: int = 0) -> Difference:
     return _difference(difference, drawn, flipped)
 
 
+def paired_gain_of_seeds(gains: Sequence[float]) -> Difference:
+    """B against A trained anew: the mean gain with Student's interval of 95 % and the p-value of the paired t-test.
+
+    Args:
+      gains: of each seed that both were trained with; at least two.
+    """
+    mean, low, high = mean_interval(gains)
+    if np.ptp(gains) == 0:
+        return Difference(mean, (mean, mean), 0.0 if mean else 1.0)
+    return Difference(mean, (low, high), float(stats.ttest_1samp(gains, 0.0).pvalue))
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """The mean over draws or seeds and its 95 % Student-t interval, None for the ends where there is one value."""
     mean, count = float(np.mean(values)), len(values)
