@@ -109,7 +109,7 @@ def measure(asked: "Suite", workdirs: Sequence[str], step: str | None, use: str)
     from agriclip_jax.evaluate import records, suite, tasks
     from agriclip_jax.files import check_file
 
-    console, load_tasks = Console(stderr=True), cache(lambda seen: suite.load(asked, seen, note))
+    console, load_tasks = Console(stderr=True), cache(lambda seen: suite.load(asked, dict(seen), note))
 
     def load(workdir: str) -> inference.Model:
         model = inference.load(workdir, step=step, use=use)
@@ -118,7 +118,7 @@ def measure(asked: "Suite", workdirs: Sequence[str], step: str | None, use: str)
 
     def measured(workdir: str) -> Path:
         model = load(workdir)
-        loaded = load_tasks(frozenset(known["dataset"] for known in tasks.known_classes(workdir)))
+        loaded = load_tasks(frozenset(tasks.seen_datasets(tasks.known_classes(workdir)).items()))
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             made = bar.add_task(str(workdir), total=len(suite.records_of(asked, loaded)))
             looked = bar.add_task("photos", total=None)

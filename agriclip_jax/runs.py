@@ -227,7 +227,7 @@ def what_was_seen(
     """
     options = config.data
     classes = [
-        {"dataset": slug, "domain": record.domain, "class_key": key, "class_name": name}
+        {"dataset": slug, "domain": record.domain, "class_key": key, "class_name": name, "shares": record.shares}
         for folder, domains in ((alive, options.domains), (general, options.replay.domains))
         for slug, record in (folder.datasets.items() if folder else ())
         if not domains or record.domain in domains

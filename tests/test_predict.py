@@ -15,6 +15,7 @@ import pytest
 from colour_model import ColourModel, folder, photo, photos
 from tiny import TOOLS, call
 
+from agriclip_jax.data import splits
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import predict
 
@@ -252,6 +253,8 @@ def test_zeroshot_prints_the_table_and_writes_what_the_library_computes(run, mon
     assert status == 0 and "mean, in-domain (1)" in shown.out and f"step 0, {use}" in shown.out
     file = json.loads(out.read_text(encoding="utf-8"))
     model = inference.load(run / "workdir", use=use)
-    (expected,) = zeroshot.evaluate(model, tasks.load_tasks(str(run / "alive"), templates=["one {}"], seen=["apples"]))
+    (expected,) = zeroshot.evaluate(
+        model, tasks.load_tasks(str(run / "alive"), templates=["one {}"], seen={"apples": splits.SHARES})
+    )
     assert file["results"][0]["predicted"] == expected.answers.predicted.tolist()
     assert file["results"][0]["templates"] == ["one {}"] and file["checkpoint"]["use"] == use

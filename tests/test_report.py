@@ -10,6 +10,7 @@ from html_page import Page
 
 from agriclip_jax import page, report
 from agriclip_jax.comparison import training
+from agriclip_jax.data import splits
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import zeroshot
 from agriclip_jax.evaluate.tasks import load_tasks
@@ -24,7 +25,9 @@ def tasks(tmp_path):
     folder(tmp_path / "evil", {"a": photos("blue", 3), "b": photos("yellow", 3)})
     record = {"name": "evil", "classes": {"a": f"blue {EVIL}", "b": "yellow"}, "templates": ["{}"]}
     (tmp_path / "evil" / "dataset.json").write_text(json.dumps(record), encoding="utf-8")
-    return load_tasks(f"{tmp_path / 'fruit'},{tmp_path / 'sky'},{tmp_path / 'evil'}", seen={"evil"}, split="all")
+    return load_tasks(
+        f"{tmp_path / 'fruit'},{tmp_path / 'sky'},{tmp_path / 'evil'}", seen={"evil": splits.SHARES}, split="all"
+    )
 
 
 @pytest.fixture

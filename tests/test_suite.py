@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import call
 
 from agriclip_jax import commands, comparison
+from agriclip_jax.data import splits
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import features, measures, probe, records, suite, zeroshot
 from agriclip_jax.evaluate.statistics import wilson
@@ -40,7 +41,7 @@ def model(tmp_path):
 def made(model, asked, *measures, **options):
     """The records of a suite, of some measures or all."""
     asked = dataclasses.replace(asked, measures=measures or asked.measures)
-    return records.read(suite.run(model, asked, suite.load(asked, seen={"fruit"}), **options))
+    return records.read(suite.run(model, asked, suite.load(asked, seen={"fruit": splits.SHARES}), **options))
 
 
 def test_every_task_has_a_record_of_every_measure_and_every_group_its_own(model, asked):
@@ -216,7 +217,7 @@ def test_an_entry_that_cannot_be_loaded_is_told_by_the_suite_and_its_number(tmp_
     file = tmp_path / "farm.yaml"
     file.write_text(f"tasks:\n  - {tmp_path}/cars\n  - {entry.replace('FOLDER', str(tmp_path))}\n")
     with pytest.raises(UserError, match=f"^the suite {file}, {message}") as error:
-        suite.load(suite.read(file), ())
+        suite.load(suite.read(file), {})
     assert "--" not in str(error.value) and "\n" not in str(error.value)
 
 
@@ -226,14 +227,14 @@ def test_an_entry_may_ask_the_tasks_of_some_domains_alone(tmp_path, corpus):
         f"  - {{photos: {corpus}, domains: [{domain}], group: {domain}s}}\n" for domain in ("fish", "weed")
     )
     file.write_text(f"tasks:\n{entries}", encoding="utf-8")
-    found = suite.load(suite.read(file), ())
+    found = suite.load(suite.read(file), {})
     assert {(task.domain, task.group) for task in found} == {("fish", "fishs"), ("weed", "weeds")}
 
 
 def test_two_tasks_of_one_name_are_refused(tmp_path, asked):
     twice = suite.Suite("twice", ("knn",), (asked.entries[0], asked.entries[0]))
     with pytest.raises(UserError, match="asks 'fruit' twice"):
-        suite.load(twice, ())
+        suite.load(twice, {})
 
 
 def test_a_damaged_record_is_named_and_made_anew_by_the_suite(model, asked):
@@ -422,7 +423,7 @@ def test_a_suite_that_is_not_there_is_one_line(run, monkeypatch, capsys):
 
 
 def test_photos_of_a_whole_set_are_looked_at_once_for_all_measures(model, asked):
-    whole = suite.load(dataclasses.replace(asked, entries=asked.entries[:1]), seen=())
+    whole = suite.load(dataclasses.replace(asked, entries=asked.entries[:1]), seen={})
     assert whole[0].split == "all"
     few = dataclasses.replace(asked, measures=("zeroshot", "knn", "linear", "few_shot", "map"))
     run = records.read(suite.run(model, few, whole))
@@ -478,12 +479,12 @@ def test_other_captions_are_other_records(tmp_path, model):
     ],
 )
 def test_whatever_decides_a_record_decides_its_key(model, asked, change):
-    task = suite.load(asked, seen=())[0]
+    task = suite.load(asked, seen={})[0]
     assert suite._key("zeroshot", model, [task]) != suite._key("zeroshot", model, [dataclasses.replace(task, **change)])
 
 
 def test_a_record_of_another_temperature_is_another(model, asked):
-    task = suite.load(asked, seen=())[0]
+    task = suite.load(asked, seen={})[0]
     before = suite._key("zeroshot", model, [task])
     model.logit_scale = 30.0
     assert suite._key("zeroshot", model, [task]) != before

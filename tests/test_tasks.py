@@ -8,15 +8,17 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import tiny
 from colour_model import ColourModel, folder, photos
 
-from agriclip_jax.data import captions, corpus, sources
+from agriclip_jax import runs
+from agriclip_jax.data import captions, corpus, sources, splits
 from agriclip_jax.data import survey as surveys
 from agriclip_jax.data.records import Alive, write
 from agriclip_jax.data.splits import split_of
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import zeroshot
-from agriclip_jax.evaluate.tasks import from_alive, load_tasks
+from agriclip_jax.evaluate.tasks import from_alive, load_tasks, seen_datasets
 
 
 @pytest.fixture
@@ -99,11 +101,30 @@ def test_a_split_is_the_hash_rule(fruit):
 
 def test_of_a_dataset_the_model_was_trained_on_only_the_test_split_is_asked(fruit):
     said = []
-    (task,) = load_tasks(str(fruit), seen={"fruit"}, say=said.append)
+    (task,) = load_tasks(str(fruit), seen={"fruit": splits.SHARES}, say=said.append)
     assert (task.group, task.split) == ("in-domain", "test")
     assert any("only the test split" in line and line.endswith(": fruit") for line in said)
-    (everything,) = load_tasks(str(fruit), seen={"fruit"}, split="all")
+    (everything,) = load_tasks(str(fruit), seen={"fruit": splits.SHARES}, split="all")
     assert (everything.group, everything.count) == ("in-domain", 21)
+
+
+@pytest.mark.parametrize("shares", ["train:90,val:5,test:5", "train:40,val:20,test:40"])
+def test_of_photos_split_by_other_shares_none_is_asked_that_was_trained_on(tmp_path, shares):
+    photos_ = folder(tmp_path / "fruit", {"red_apple": photos("red", 60), "GreenApple": photos("green", 60)})
+    survey = surveys.survey(sources.find([str(photos_)]), ratios=splits.parse_ratios(shares))
+    write(tmp_path / "alive", survey.splits(), name="alive", description="test", datasets=survey.datasets)
+    trained_on = Alive.open(tmp_path / "alive")
+    known, _ = runs.what_was_seen(tiny.config(), trained_on, None, {})
+    (task,) = load_tasks(str(photos_), seen=seen_datasets(known))
+    (test,) = from_alive(trained_on, "test")
+    assert sorted(photo.source for photo in task.photos()) == sorted(photo.source for photo in test.photos())
+    assert 0 < task.count == trained_on.splits["test"] < 120
+
+
+def test_of_models_that_were_split_otherwise_the_photos_are_asked_that_none_has_seen():
+    one, other = ([{"dataset": "fruit", "shares": s}] for s in ("train:90,val:5,test:5", "train:40,val:20,test:40"))
+    assert seen_datasets(one, other) == {"fruit": "train:90,val:5,test:5"}
+    assert seen_datasets([{"dataset": "sky"}]) == {"sky": splits.SHARES}  # of a run that does not say
 
 
 def test_an_alive_folder_is_one_task_for_each_dataset(alive):
@@ -141,7 +162,10 @@ def test_images_without_a_label_are_in_no_task(tmp_path, fruit):
 
 def test_a_runs_own_alive_folder_is_in_domain_and_any_other_downstream(alive):
     assert {task.group for task in from_alive(alive, "test")} == {"in-domain"}
-    assert [task.group for task in load_tasks(str(alive.path), seen={"sky"})] == ["downstream", "in-domain"]
+    assert [task.group for task in load_tasks(str(alive.path), seen={"sky": splits.SHARES})] == [
+        "downstream",
+        "in-domain",
+    ]
 
 
 def test_paths_are_parted_by_commas_and_a_folder_of_archives_is_many(tmp_path, fruit):
@@ -219,7 +243,7 @@ def test_real_archives_with_their_list_of_metadata():
     photos_ = Path(os.environ["AGRICLIP_PHOTOS"])
     listed = {record["name"]: record for record in json.loads((photos_ / "datasets.json").read_text(encoding="utf-8"))}
     spec = f"{photos_ / 'downstream' / 'chicken_feces.zip'},{photos_ / 'train' / 'weizmann_horse.zip'}"
-    hens, horses = load_tasks(spec, meta=photos_ / "datasets.json", seen={"weizmann_horse"})
+    hens, horses = load_tasks(spec, meta=photos_ / "datasets.json", seen={"weizmann_horse": splits.SHARES})
     record = listed["chicken_feces"]
     assert hens.count == sum(record["counts"].values()) and hens.domain == record["domain"]
     assert dict(zip(hens.class_keys, hens.class_names, strict=True)) == record["classes"]

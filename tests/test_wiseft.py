@@ -10,6 +10,7 @@ from html_page import Page
 from tiny import call
 
 from agriclip_jax import inference, rules, runs
+from agriclip_jax.data import splits
 from agriclip_jax.errors import UserError
 from agriclip_jax.evaluate import tasks, wiseft, zeroshot
 
@@ -58,7 +59,7 @@ def test_the_tool_draws_the_curve_and_writes_the_model_that_was_chosen(
     for alpha, point in zip((0.0, 0.5, 1.0), record["points"], strict=True):
         model = wiseft.interpolate(general, adapted, alpha)
         for kind, spec in (("domain", run / "apples"), ("general", run / "alive")):
-            (result,) = zeroshot.evaluate(model, tasks.load_tasks(str(spec), seen={"apples"}))
+            (result,) = zeroshot.evaluate(model, tasks.load_tasks(str(spec), seen={"apples": splits.SHARES}))
             assert point[kind]["top1"] == result.metrics.top1
             assert point[kind]["interval"] == pytest.approx(result.metrics.interval)
     assert (tmp_path / "mixed" / "classes.json").read_text() == (adapted.workdir / "classes.json").read_text()

@@ -68,8 +68,7 @@ def main() -> int:
 
     general, adapted = inference.load(arguments.general), inference.load(arguments.adapted)
     if arguments.out:
-        both = (arguments.general, arguments.adapted)
-        seen = {known["dataset"] for run in both for known in tasks.known_classes(run)}
+        seen = tasks.seen_datasets(*map(tasks.known_classes, (arguments.general, arguments.adapted)))
         asked = {
             kind: tasks.load_tasks(spec, split=arguments.split, seen=seen, say=commands.note)
             for kind, spec in zip(wiseft.KINDS, (arguments.domain, arguments.kept), strict=True)

@@ -60,7 +60,7 @@ def main() -> int:
         split=arguments.split,
         templates=arguments.template,
         meta=arguments.meta,
-        seen={known["dataset"] for known in tasks.known_classes(arguments.ckpt)},
+        seen=tasks.seen_datasets(tasks.known_classes(arguments.ckpt)),
         say=commands.note,
     )
     if all(task.mismatch for task in asked):

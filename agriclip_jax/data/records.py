@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
+from agriclip_jax.data import splits as splitting
 from agriclip_jax.data.parallel import parallel_map
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.files import check_place, read_record
@@ -95,6 +96,7 @@ class DatasetRecord:
       source: where it came from.
       templates: zero-shot prompts with `{}`; empty means those of its domain.
       taxonomy: class_key -> names by rank, as far as they are known; see `taxonomy.py`.
+      shares: by which its photos were split, as `splits.parse_ratios` reads them.
     """
 
     domain: str
@@ -103,6 +105,7 @@ class DatasetRecord:
     source: str = ""
     templates: tuple[str, ...] = ()
     taxonomy: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    shares: str = splitting.SHARES
 
 
 def named_classes(datasets: Mapping[str, DatasetRecord], domains: Sequence[str] = ()) -> Iterator[tuple[str, str, str]]:

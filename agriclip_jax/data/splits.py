@@ -9,6 +9,14 @@ SPLITS = ("train", "val", "test")
 RATIOS = {"train": 70, "val": 10, "test": 20}
 
 
+def written(ratios: Mapping[str, int]) -> str:
+    """Such as "train:70,val:10,test:20", what `parse_ratios` reads."""
+    return ",".join(f"{split}:{share}" for split, share in ratios.items())
+
+
+SHARES = written(RATIOS)
+
+
 def split_of(dataset: str, class_key: str, file: str, ratios: Mapping[str, int] = RATIOS) -> str:
     """The split of `<dataset>/<class_key>/<file>`.
 

@@ -163,6 +163,7 @@ class Part:
       known: classes that it or its metadata speaks of.
       aside: number of files that are no photos.
       ours: whether its photos become examples, or are only there to be compared with.
+      ratios: percent by split.
     """
 
     number: int
@@ -173,6 +174,7 @@ class Part:
     known: frozenset[str]
     aside: int
     ours: bool
+    ratios: Mapping[str, int]
 
     def name_of(self, key: str) -> str:
         """A class as people say it; empty for that of the photos without a label."""
@@ -247,6 +249,7 @@ class Survey:
                 known=frozenset(known),
                 aside=listing.aside,
                 ours=ours,
+                ratios=ratios,
             )
         )
         together = _together(about)
@@ -535,6 +538,7 @@ class Survey:
             source=about.get("source", "") + (f"@{commit}" if commit else ""),
             templates=tuple(about.get("templates", ())),
             taxonomy={key: dict(lineages[key]) for key in keys if key in lineages},
+            shares=splits.written(part.ratios),
         )
 
     def _notes(self, part: Part) -> Iterator[str]:

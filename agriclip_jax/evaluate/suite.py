@@ -102,12 +102,12 @@ def _entries(path: Path, entries: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
         yield {**entry, **filled}
 
 
-def load(suite: Suite, seen: Iterable[str], say: Callable[[str], None] = lambda line: None) -> list[Task]:
+def load(suite: Suite, seen: Mapping[str, str], say: Callable[[str], None] = lambda line: None) -> list[Task]:
     """The tasks of a suite.
 
     Args:
       suite: as from `read`.
-      seen: slugs of the datasets the model was trained on.
+      seen: as of `tasks.load_tasks`.
       say: called with each line a user should know.
 
     Raises:
@@ -117,7 +117,7 @@ def load(suite: Suite, seen: Iterable[str], say: Callable[[str], None] = lambda 
     for number, entry in enumerate(suite.entries, 1):
         options = {key: entry[key] for key in ("meta", "split", "templates") if key in entry}
         try:
-            found = load_tasks(entry["photos"], seen=set(seen), unlabelled=True, say=say, **options)
+            found = load_tasks(entry["photos"], seen=seen, unlabelled=True, say=say, **options)
         except UserError as error:
             if not suite.file:
                 raise

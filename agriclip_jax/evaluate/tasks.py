@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from agriclip_jax.data import captions, corpus, knowledge, sources, taxonomy
+from agriclip_jax.data import captions, corpus, knowledge, sources, splits, taxonomy
 from agriclip_jax.data import survey as surveys
 from agriclip_jax.data.records import Alive, DatasetRecord
 from agriclip_jax.data.splits import SPLITS
@@ -132,7 +132,7 @@ def load_tasks(
     split: str | None = None,
     templates: Sequence[str] = (),
     meta: Path | str | None = None,
-    seen: Collection[str] = (),
+    seen: Mapping[str, str] = MappingProxyType({}),
     unlabelled: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Task]:
@@ -147,7 +147,8 @@ def load_tasks(
         "test" of a dataset in `seen`, so that no model is asked what it was trained on.
       templates: instead of those of the metadata, task file or domain.
       meta: a JSON list of metadata records.
-      seen: slugs of the datasets the model was trained on; their tasks are "in-domain", others "downstream".
+      seen: datasets that the model was trained on and how they were split, as from `seen_datasets`; their tasks are
+        "in-domain", others "downstream".
       unlabelled: whether photos without a label are part of a task, for retrieval.
       say: called with each line a user should know: guessed names, classes without photos.
 
@@ -191,6 +192,20 @@ def known_classes(workdir: Path | str) -> list[dict[str, str]]:
     if not (isinstance(known, list) and all(isinstance(record, dict) and keys <= record.keys() for record in known)):
         raise UserError(f"{file} is damaged; restore it, or train anew")
     return known
+
+
+def seen_datasets(*known: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Slugs of the datasets that models were trained on -> the shares by which their photos were split.
+
+    Args:
+      known: of each model, as from `known_classes`. Of shares that differ those with the smallest test split: test
+        comes first in one order of the photos, so what is in it is in the others' too.
+    """
+    found: dict[str, set[str]] = {}
+    for each in chain(*known):
+        found.setdefault(each["dataset"], set()).add(each.get("shares", splits.SHARES))
+    test = lambda shares: (splits.parse_ratios(shares).get("test", 0), shares)  # noqa: E731
+    return {slug: min(shares, key=test) for slug, shares in found.items()}
 
 
 def from_alive(
@@ -280,7 +295,7 @@ def _from_photos(
     split: str | None,
     templates: Sequence[str],
     metadata: dict[str, dict],
-    seen: Collection[str],
+    seen: Mapping[str, str],
     unlabelled: bool,
     asked_by: TaskFile | None,
     say: Callable[[str], None],
@@ -292,10 +307,12 @@ def _from_photos(
         return
     for source in sources.find([place], flag="--tasks"):
         survey = surveys.survey([source], metadata=metadata)
+        ((slug, record),) = survey.datasets.items()
+        if (shares := seen.get(slug, record.shares)) != record.shares:
+            survey = surveys.survey([source], metadata=metadata, ratios=splits.parse_ratios(shares))
         for line in survey.notes:
             if not asked_by:  # a task file knows the names that are guessed without one
                 say(line)
-        ((slug, record),) = survey.datasets.items()
         of_split = split or ("test" if slug in seen else ALL)
         yield _surveyed(survey, slug, record, _group(slug, seen), tuple(templates), unlabelled, of_split)
 
