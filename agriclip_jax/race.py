@@ -22,7 +22,7 @@ import numpy as np
 from agriclip_jax import config as configs
 from agriclip_jax.comparison import standings
 from agriclip_jax.errors import RunFailure, UserError
-from agriclip_jax.evaluate import records
+from agriclip_jax.evaluate import records, suite
 from agriclip_jax.files import read_record, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -179,7 +179,11 @@ class Race:
                 _copy(workdir / name, kept)
         final = workdir / entry.plan[-1].name
         self._command(
-            str(ROOT / "tools" / "evaluate.py"), f"--suite={self.suite}", f"--ckpt={final}", f"--use={entry.use}"
+            str(ROOT / "tools" / "evaluate.py"),
+            f"--suite={self.suite}",
+            "--measures=zeroshot",
+            f"--ckpt={final}",
+            f"--use={entry.use}",
         )
         record = {"key": key, "settings": self._settings(entry), **self._record(entry, seed, workdir, final)}
         write_json(file, record)
@@ -189,10 +193,12 @@ class Race:
         """Every recipe with every seed, as far as their records are not there; seed after seed.
 
         Raises:
-          UserError, RunFailure: as `run` does, of the recipes before anything is trained.
+          UserError, RunFailure: as `run` does, of the recipes and the suite before anything is trained.
         """
+        # What cannot be asked or read is told now and not after hours.
+        suite.read(self.suite, ("zeroshot",))
         for entry in entries:
-            self._key(entry, 0)  # a recipe that cannot be read is told now and not after hours
+            self._key(entry, 0)
         for seed in seeds:
             for entry in entries:
                 self.run(entry, seed)

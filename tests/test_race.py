@@ -262,6 +262,10 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
         (["--recipes=contrastive+sede=1", "--budget=8steps"], "unknown key"),
         (["--recipes=contrastive+seed", "--budget=8steps"], "'seed' is not KEY=VALUE"),
         (["--budget=8steps"], "name --recipes"),
+        (
+            ["--recipes=contrastive", "--budget=8steps", "--suite=knn.yaml"],
+            "the suite knn.yaml does not ask 'zeroshot'",
+        ),
         (["--only_table"], "holds no record of the suite"),
         (["--only_table", "--basline=joint"], "--basline=joint: nothing is trained for a table"),
     ],
@@ -269,7 +273,9 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
 def test_a_race_that_cannot_be_run_is_one_line_before_anything_is_trained(
     tmp_path, capsys, monkeypatch, flags, message
 ):
-    arguments = ["--suite=configs/suites/embedded.yaml", f"--out={tmp_path / 'out'}", *flags]
+    arguments = [f"--suite={race.ROOT / 'configs/suites/embedded.yaml'}", f"--out={tmp_path / 'out'}", *flags]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "knn.yaml").write_text("tasks: [embedded]\nmeasures: [knn]\n", encoding="utf-8")
     code, said = tiny.call(monkeypatch, capsys, "compare.py", *arguments)
     assert code == 2 and message in said.err and len(said.err.strip().splitlines()) == 1
     assert not (tmp_path / "out" / "runs").exists()

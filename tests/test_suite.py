@@ -231,6 +231,15 @@ def test_an_entry_may_ask_the_tasks_of_some_domains_alone(tmp_path, corpus):
     assert {(task.domain, task.group) for task in found} == {("fish", "fishs"), ("weed", "weeds")}
 
 
+def test_of_a_suites_measures_some_may_be_asked_alone(tmp_path):
+    file = tmp_path / "some.yaml"
+    file.write_text("tasks: [embedded]\nmeasures: [knn, zeroshot, linear]\n", encoding="utf-8")
+    assert suite.read(file).measures == ("knn", "zeroshot", "linear")
+    assert suite.read(file, ["linear", "knn"]).measures == ("knn", "linear")
+    with pytest.raises(UserError, match=r"some.yaml does not ask 'zero_shot'; did you mean 'zeroshot'"):
+        suite.read(file, ["zero_shot"])
+
+
 def test_two_tasks_of_one_name_are_refused(tmp_path, asked):
     twice = suite.Suite("twice", ("knn",), (asked.entries[0], asked.entries[0]))
     with pytest.raises(UserError, match="asks 'fruit' twice"):

@@ -16,6 +16,7 @@ from agriclip_jax.errors import exit_on_user_error
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", required=True, metavar="FILE.yaml", help="tasks and measures")
+    parser.add_argument("--measures", default="", metavar="A,B,...", help="of the suite's these alone (default: all)")
     commands.add_checkpoint(parser, several=True)
     return parser.parse_args()
 
@@ -24,7 +25,8 @@ def main() -> int:
     arguments = parse_arguments()
     from agriclip_jax.evaluate import suite
 
-    commands.measure(suite.read(arguments.suite), arguments.ckpt, arguments.step, arguments.use)
+    asked = suite.read(arguments.suite, [*filter(None, arguments.measures.split(","))])
+    commands.measure(asked, arguments.ckpt, arguments.step, arguments.use)
     return 0
 
 

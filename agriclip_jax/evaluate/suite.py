@@ -55,15 +55,15 @@ class Suite:
     file: Path | None = None
 
 
-def read(path: Path | str) -> Suite:
-    """The suite of a YAML file.
+def read(path: Path | str, measures: Sequence[str] = ()) -> Suite:
+    """The suite of a YAML file, or of its measures only some.
 
     It holds `tasks`, a list of entries with `photos` (as `--tasks` of tools/zeroshot.py; environment variables are
     filled in) and, where wanted, `meta`, `split`, `group`, `domains` (only tasks of these), `templates`; and
     `measures`, all of them without it.
 
     Raises:
-      UserError: it cannot be read, or is no suite.
+      UserError: it cannot be read, is no suite, or has not such a measure.
     """
     path, known = Path(path), (*MEASURES, *OF_GROUPS)
     content = read_yaml(path, "the suite", MAX_BYTES)
@@ -77,6 +77,10 @@ def read(path: Path | str) -> Suite:
     for measure in asked:
         if measure not in known:
             raise UserError(f"the suite {path}: unknown measure {measure!r}{near_misses(str(measure), known)}")
+    for measure in measures:
+        if measure not in asked:
+            raise UserError(f"the suite {path} does not ask {measure!r}{near_misses(measure, asked)}")
+    asked = [measure for measure in asked if measure in measures or not measures]
     return Suite(path.stem, tuple(asked), tuple(_entries(path, content["tasks"])), path)
 
 
