@@ -21,6 +21,19 @@ ADAPTED = {
     "full_l2": "full",
 }
 
+# Their learning rates on a general model from scratch: the best of three each, on the domain's validation splits.
+RATES = {
+    **dict.fromkeys(("full", "full_replay", "full_l2"), 1e-3),
+    "lora": 1e-2,
+    "bias": 1e-2,
+    "pfeiffer": 1e-2,
+    "houlsby": 1e-2,
+    "prefix": 3e-3,
+    "unipelt": 1e-2,
+    "prompts": 1e-2,
+    "unadapted": 0.0,
+}
+
 # Keys that differ from the standard adaptation's: the best of ours, which sees half of the patches (FLIP, arXiv
 # 2212.00794) and so more images in the same time; captions and positives.
 VARIED = {
@@ -53,7 +66,9 @@ def get_config(words: str = "") -> ConfigDict:
     else:  # 16 patches: a third of the time of 36; a step of Muon costs as much as 64 images
         config.image_size, config.image.patch, config.views["local"].size = 64, 16, 32
         config.batch_size, config.data.unpaired_batch = 128, 2 * config.data.unpaired_batch
-        if stage not in ("adapt", "lit"):
+        if stage == "adapt":
+            config.optimizer.learning_rate = RATES[name]
+        elif stage != "lit":
             config.optimizer.learning_rate = 1e-3 if name == "supervised" else 2e-3
         if name == "sclip":  # of 10 % of the captions, keywords alone taught most
             config.sclip.caption_weight = 0.0
@@ -82,8 +97,6 @@ def _recipe(name: str, stage: str) -> ConfigDict:
         config = of("peft", f"photos,method={ADAPTED[name]}")
         config.init = ConfigDict({"model": "stage:general"})
         config.data.domains = DOMAIN
-        if name == "unadapted":
-            config.optimizer.learning_rate = 0.0
         if name == "full_replay":
             config.data.replay = ConfigDict({"share": 0.25})
         if name == "full_l2":
