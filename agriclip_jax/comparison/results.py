@@ -11,6 +11,7 @@ from agriclip_jax.errors import UserError
 from agriclip_jax.files import write_whole
 
 SECTION = re.compile(r"<!-- race: (?P<asked>.*?) -->\n.*?<!-- race: end -->", re.DOTALL)
+LEVEL = 4  # of a table's heading: sections of the page have the third
 RECORDS = "results"  # the folder beside the page, of records and plots
 
 
@@ -37,7 +38,7 @@ def fill(page: Path) -> tuple[str, dict[Path, str]]:
             page.parent / RECORDS, suite=asked.suite, setting=asked.setting, names=asked.recipes, budgets=budgets
         )
         if not asked.recipes:
-            parts = [standings.markdown(standings.trials(records))]
+            parts = [standings.markdown(standings.trials(records), LEVEL)]
         else:
             baseline = asked.recipes[0]
             raced = standings.by_budget(records, baseline, asked.by)
@@ -47,7 +48,7 @@ def fill(page: Path) -> tuple[str, dict[Path, str]]:
                     file = Path(RECORDS) / f"{asked.plot}-{kind}-{budget}.svg"
                     drawn[page.parent / file] = svg
                     parts.append(f"![{kind} of {asked.plot}, {budget}]({file})")
-            parts += map(standings.markdown, standings.tables(raced, asked.share_of))
+            parts += [standings.markdown(table, LEVEL) for table in standings.tables(raced, asked.share_of)]
         body = "\n\n".join(parts)
         return f"<!-- race: {found['asked']} -->\n\n{body}\n\n<!-- race: end -->"
 

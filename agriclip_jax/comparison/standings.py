@@ -20,6 +20,7 @@ ABOUT = (
     "the same seeds. Beside it stand the 95 % interval and p-value of other photos of the same tasks, asked of these "
     "very models (sign-flip test), and of other seeds, the recipes trained anew (paired t-test)."
 )
+TICKS = 6  # numbers along a curve that are all written at its axis
 JUDGED = ("of other photos", "p", "of other seeds", "p")
 
 
@@ -277,11 +278,11 @@ def trials(found: Sequence[Record]) -> Table:
     return Table("Trials", ("recipe", "budget", "seed", "images", "accelerator-seconds", *groups), rows)
 
 
-def markdown(table: Table) -> str:
-    """A table in Markdown, under a heading of the third level."""
+def markdown(table: Table, level: int = 3) -> str:
+    """A table in Markdown, under a heading of some level."""
     rule = "---".join("|" * (len(table.heads) + 1))
     lines = [f"| {' | '.join(row)} |" for row in table.rows]
-    return "\n".join([f"### {table.title}", "", f"| {' | '.join(table.heads)} |", rule, *lines])
+    return "\n".join([f"{'#' * level} {table.title}", "", f"| {' | '.join(table.heads)} |", rule, *lines])
 
 
 def plots(raced: Sequence[Raced], baseline: str, along: str, whole: str = "") -> dict[str, dict[str, str]]:
@@ -344,6 +345,9 @@ def curves(stands: Mapping[str, Sequence[Standing]], places: Mapping[str, float]
             x, y = [places[row.recipe] for row in line], [100 * row.mean for row in line]
             axes.errorbar(x, y, ends, marker="o", ms=4, capsize=3, label=label)
         axes.set(xlabel=along, ylabel="mean top-1, %", xscale="log")
+        if len(numbers := sorted(set(places.values()))) <= TICKS:
+            axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+            axes.minorticks_off()
         axes.legend(fontsize=8)
     return finish()
 
