@@ -28,7 +28,7 @@ RATES = {
     "bias": 1e-2,
     "pfeiffer": 1e-2,
     "houlsby": 1e-2,
-    "prefix": 3e-3,
+    "prefix": 1e-3,
     "unipelt": 1e-2,
     "prompts": 1e-2,
     "unadapted": 0.0,
