@@ -88,7 +88,7 @@ def test_yake_finds_phrases_of_at_most_two_words_that_captions_have():
 
 def test_without_the_package_yake_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "yake", None)
-    with pytest.raises(UserError, match=r"yake:5 needs the package yake: pip install 'agriclip-jax\[keywords\]'"):
+    with pytest.raises(UserError, match=r"yake:5 needs the package yake: pip install -e '.\[keywords\]'"):
         choose("yake:5", CAPTIONS, [])
 
 
