@@ -89,6 +89,7 @@ def train(
     classes, data = runs.what_was_seen(config, alive, general, sources)
     if begun:
         classes = tasks.known_classes(workdir)  # what its sources had seen too
+        sources.clear()  # a run of ours is a model on the devices
     if runs.is_finished(workdir, config, data, extend=extend, say=say):
         return True
     chosen = recipe.select(config, alive, general)
