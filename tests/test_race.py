@@ -70,7 +70,7 @@ def test_a_standing_is_the_mean_of_tasks_and_seeds_with_the_seeds_interval_and_t
         for seed in (0, 1, 2)
     ]
     row = next(row for row in rows if row.recipe == "joint")
-    assert row.mean == pytest.approx(np.mean(means)) and row.tasks == 4
+    assert row.mean == pytest.approx(np.mean(means)) and len(row.tasks) == 4
     half = stats.t.ppf(0.975, 2) * np.std(means, ddof=1) / np.sqrt(3)
     assert row.interval == pytest.approx((row.mean - half, row.mean + half))
     baseline = next(row for row in rows if row.recipe == "contrastive")
@@ -120,6 +120,21 @@ def test_tables_give_each_budget_apart_and_the_smaller_gain_last():
     gains = [float(cell) for cell in row[1:3]]
     assert row[0] == "joint" and float(row[3]) == min(gains) and gains[0] > gains[1]
     assert made["8steps: what was spent"].rows[1] == ["joint", "8", "128", "4", "cpu"]
+
+
+def test_each_task_has_a_row_and_marked_ones_a_star_and_a_mean_without_them():
+    raced = standings.by_budget(RACE[:6], "contrastive", "group")
+    table = standings.tables(raced, marked=["downstream1"])[-1]
+    assert (table.title, table.heads) == ("8steps: each task", ("task", "chance", "contrastive", "joint"))
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert len(rows) == 11 and "mean of in domain without *" not in rows and rows["in domain0"][0] == "50.0"
+    of = {name: np.mean([answers(0.75, seed)[name][1].mean() for seed in (0, 1, 2)]) for name in answers(0.75, 0)}
+    assert rows["downstream1 *"][2] == f"{100 * of['downstream1']:.1f}"
+    others = [of[f"downstream{place}"] for place in (0, 2, 3)]
+    assert rows["mean of downstream without *"][2] == f"{100 * np.mean(others):.1f}"
+    assert standings.tables(raced)[-1].title != table.title
+    with pytest.raises(UserError, match=r"--mark=wheat: no task at 8steps"):
+        standings.tables(raced, marked=["wheat", "downstream1"])
 
 
 def test_changes_are_shares_of_those_of_a_whole_with_what_each_trained():
@@ -174,7 +189,7 @@ def test_records_of_other_settings_are_refused_and_tasks_of_other_photos_left_ou
         none = {k: v | {"photos": "x"} for k, v in RACE[0]["tasks"].items()}
         standings.standings([RACE[0] | {"tasks": none}, *RACE[1:6]], "contrastive", "group")
     found = standings.standings([RACE[0] | {"tasks": tasks}, *RACE[1:6]], "contrastive", "group")
-    assert found["in domain"][0].tasks == 3 and found["downstream"][0].tasks == 4
+    assert [len(found[group][0].tasks) for group in ("in domain", "downstream")] == [3, 4]
 
 
 def test_a_training_that_was_stopped_leaves_no_record(tmp_path, monkeypatch):
@@ -188,7 +203,7 @@ def test_a_training_that_was_stopped_leaves_no_record(tmp_path, monkeypatch):
 
 def test_a_task_that_a_run_lacks_counts_for_none():
     few = RACE[0] | {"tasks": {k: v for k, v in RACE[0]["tasks"].items() if k != "in domain0"}}
-    assert standings.standings([few, *RACE[1:6]], "contrastive", "group")["in domain"][0].tasks == 3
+    assert len(standings.standings([few, *RACE[1:6]], "contrastive", "group")["in domain"][0].tasks) == 3
 
 
 def test_the_page_and_the_plots_say_it_too(tmp_path):

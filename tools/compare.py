@@ -37,6 +37,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--by", default="group", choices=("group", "domain"), help="which tasks make a mean together")
     parser.add_argument("--curve", default="", metavar="KEY", help="a key along which recipes vary, or 'trained'")
     parser.add_argument("--share_of", default="", metavar="NAME", help="a recipe by whose gain others are measured")
+    parser.add_argument("--mark", default="", metavar="A,B,...", help="tasks that get a star in the table of each task")
     parser.add_argument("--keep", action="store_true", help="keep the runs' folders")
     parser.add_argument("--only_table", action="store_true", help="train nothing: the table of the records there are")
     parser.add_argument("--page", default="", metavar="FILE.md", help="a page to fill from records, and nothing else")
@@ -77,7 +78,8 @@ def main() -> int:
         )
         run.all(entries, race.numbers("--seeds", arguments.seeds))
     found = standings.read(records, suite=Path(arguments.suite).stem, setting=arguments.setting, names=names)
-    asked = {"by": arguments.by, "along": arguments.curve, "whole": arguments.share_of}
+    marked = [*filter(None, arguments.mark.split(","))]
+    asked = {"by": arguments.by, "along": arguments.curve, "whole": arguments.share_of, "marked": marked}
     print(standings.write(found, Path(arguments.out), arguments.baseline, **asked))
     print(f"report: {Path(arguments.out) / 'report.html'}")
     return 0

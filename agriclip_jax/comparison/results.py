@@ -48,7 +48,7 @@ def fill(page: Path) -> tuple[str, dict[Path, str]]:
                     file = Path(RECORDS) / f"{asked.plot}-{kind}-{budget}.svg"
                     drawn[page.parent / file] = svg
                     parts.append(f"![{kind} of {asked.plot}, {budget}]({file})")
-            parts += [standings.markdown(table, LEVEL) for table in standings.tables(raced, asked.share_of)]
+            parts += [standings.markdown(table, LEVEL) for table in standings.tables(raced, asked.share_of, asked.mark)]
         body = "\n\n".join(parts)
         return f"<!-- race: {found['asked']} -->\n\n{body}\n\n<!-- race: end -->"
 
@@ -75,6 +75,7 @@ def _asked(page: Path, marker: str) -> argparse.Namespace:
     parser.add_argument("--by", default="group", choices=("group", "domain"))
     parser.add_argument("--along", default="")
     parser.add_argument("--share_of", default="")
+    parser.add_argument("--mark", default=None, type=lambda names: [*filter(None, names.split(","))])
     parser.add_argument("--plot", default="race")
     parser.add_argument("recipes", nargs="*")
     try:

@@ -30,7 +30,7 @@ class Standing(NamedTuple):
     Attributes:
       recipe: its name.
       seeds: those that it ran.
-      tasks: how many every run of the table answered.
+      tasks: those of the group that every run of the table answered.
       means: over these, the top-1 of each seed.
       mean: of these.
       interval: of that mean, from the seeds; None of one seed.
@@ -40,7 +40,7 @@ class Standing(NamedTuple):
 
     recipe: str
     seeds: tuple[int, ...]
-    tasks: int
+    tasks: tuple[str, ...]
     means: tuple[float, ...]
     mean: float
     interval: Interval | None
@@ -137,7 +137,7 @@ def _standing(recipe: str, runs: Mapping[str, Any], baseline: str, tasks: Sequen
     if len(both) > 1:
         seeds = statistics.paired_gain_of_seeds(np.mean([of.mean(axis=1) for of in gains.values()], axis=0))
     interval = None if low is None else (low, high)
-    return Standing(recipe, tuple(sorted(own)), len(tasks), means, mean, interval, photos, seeds)
+    return Standing(recipe, tuple(sorted(own)), tuple(tasks), means, mean, interval, photos, seeds)
 
 
 def by_budget(found: Sequence[Record], baseline: str, by: str) -> list[Raced]:
@@ -149,24 +149,28 @@ def by_budget(found: Sequence[Record], baseline: str, by: str) -> list[Raced]:
     return [Raced(each, records, standings(records, baseline, by)) for each, records in of.items()]
 
 
-def tables(raced: Sequence[Raced], whole: str = "") -> list[Table]:
+def tables(raced: Sequence[Raced], whole: str = "", marked: Sequence[str] | None = None) -> list[Table]:
     """Of each budget what was spent and how the recipes stand, and of several the smaller of each recipe's gains.
 
     Args:
       raced: as from `by_budget`.
       whole: a recipe whose gain is the measure of the others', such as "full" fine-tuning: a table says their shares.
+      marked: tasks that get a star in a table of each task, such as those that share concepts with what was trained
+        on; None for no such table.
 
     Raises:
-      UserError: `whole` has no gain.
+      UserError: `whole` has no gain, or a marked task is none of theirs.
     """
     made = []
     for each, found, groups in raced:
         made.append(_spent(each, found))
         for name, rows in groups.items():
-            heads = (f"{name}, {rows[0].tasks} tasks", "seeds", "top-1", "gain", *JUDGED)
+            heads = (f"{name}, {len(rows[0].tasks)} tasks", "seeds", "top-1", "gain", *JUDGED)
             made.append(Table(f"{each}: {name}", heads, [_cells(row) for row in rows]))
         if whole:
             made.append(_shares(each, found, groups, whole))
+        if marked is not None:
+            made.append(_each_task(each, found, groups, marked))
     gains: dict[str, dict[str, dict[str, float]]] = {}
     for each, _, groups in raced:
         for name, rows in groups.items():
@@ -211,6 +215,30 @@ def _shares(each: str, found: Sequence[Record], groups: Mapping[str, Sequence[St
     return Table(f"{each}: change as a share of {whole}'s", heads, rows)
 
 
+def _each_task(
+    each: str, found: Sequence[Record], groups: Mapping[str, Sequence[Standing]], marked: Sequence[str]
+) -> Table:
+    """Top-1 of each recipe, over its seeds, in each task and the means of the groups, with and without marked ones."""
+    answered = {name: rows[0].tasks for name, rows in groups.items()}
+    if missing := set(marked).difference(*answered.values()):
+        raise UserError(f"--mark={min(missing)}: no task at {each} that all answered has this name")
+    recipes = {record["recipe"]: [r["tasks"] for r in found if r["recipe"] == record["recipe"]] for record in found}
+
+    def row(label: str, names: Sequence[str]) -> list[str]:
+        chance = np.mean([found[0]["tasks"][name]["chance"] for name in names])
+        tops = [np.mean([right(run[name]).mean() for run in runs for name in names]) for runs in recipes.values()]
+        return [label, *(f"{100 * share:.1f}" for share in (chance, *tops))]
+
+    rows = []
+    for group, names in answered.items():
+        plain = [name for name in names if name not in marked]
+        rows += [row(name if name in plain else f"{name} *", [name]) for name in names]
+        rows.append(row(f"mean of {group}", names))
+        if 0 < len(plain) < len(names):
+            rows.append(row(f"mean of {group} without *", plain))
+    return Table(f"{each}: each task", ("task", "chance", *recipes), rows)
+
+
 def _cells(row: Standing) -> list[str]:
     def ends(interval: Interval | None) -> str:
         return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
@@ -229,7 +257,14 @@ def _points(share: float) -> str:
 
 
 def write(
-    found: Sequence[Record], out: Path, baseline: str, *, by: str = "group", along: str = "", whole: str = ""
+    found: Sequence[Record],
+    out: Path,
+    baseline: str,
+    *,
+    by: str = "group",
+    along: str = "",
+    whole: str = "",
+    marked: Sequence[str] = (),
 ) -> str:
     """Writes table.md, plots of each budget and report.html; gives the table.
 
@@ -240,12 +275,14 @@ def write(
       by: "group" or "domain": the tasks that make a mean together.
       along: a key that recipes vary in, or "trained" for how many parameters were: a curve is drawn too.
       whole: as of `tables`.
+      marked: as of `tables`, whose table of each task is always there.
 
     Raises:
-      UserError: the baseline or `whole` has no record, fewer than two recipes vary, or a file cannot be written.
+      UserError: the baseline or `whole` has no record, a marked task is none of theirs, fewer than two recipes vary, or
+        a file cannot be written.
     """
     raced, about = by_budget(found, baseline, by), ABOUT.format(baseline)
-    made = tables(raced, whole)
+    made = tables(raced, whole, marked)
     if apart := sorted({record["budget"] for record in found} - {each.budget for each in raced}):
         about += f" Left out, for {baseline} did not run there: {', '.join(apart)}."
     text = "\n\n".join([about, *map(markdown, made)]) + "\n"
@@ -359,7 +396,7 @@ def _panels(stands: Mapping[str, Sequence[Standing]], height: float, **options: 
     figure = Figure(figsize=(4.6 * len(stands), height), layout="constrained")
     panels = figure.subplots(1, len(stands), squeeze=False, **options)[0]
     for axes, (name, rows) in zip(panels, stands.items(), strict=True):
-        axes.set_title(f"{name}, {rows[0].tasks} tasks", fontsize=10)
+        axes.set_title(f"{name}, {len(rows[0].tasks)} tasks", fontsize=10)
 
     def finish() -> str:
         data = io.BytesIO()
