@@ -9,6 +9,7 @@ import json
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -289,11 +290,16 @@ class Race:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             process = subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT)
+            before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
             try:
                 status = process.wait()
-            except KeyboardInterrupt:
-                process.wait()  # it was interrupted too, and saves where it is
+            except (KeyboardInterrupt, SystemExit) as stop:
+                if isinstance(stop, SystemExit):
+                    process.terminate()
+                process.wait()  # Ctrl-C reached it too; either way it saves where it is
                 raise
+            finally:
+                signal.signal(signal.SIGTERM, before)
         if status:
             lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
             last = next((line for line in reversed(lines) if line.strip()), "no word")

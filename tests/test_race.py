@@ -166,18 +166,21 @@ def test_a_recipe_that_trained_nothing_has_no_count_and_a_budget_without_the_bas
         standings.by_budget(RACE, "full", "group")
 
 
-def test_an_interrupted_race_lets_the_run_in_it_save(tmp_path):
-    run = """import pathlib, sys, time
+@pytest.mark.parametrize("kill, number", [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)])
+def test_a_stopped_race_lets_the_run_in_it_save(tmp_path, kill, number):
+    """Ctrl-C reaches both; SIGTERM the race alone."""
+    run = """import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 try:
     pathlib.Path(sys.argv[1], "begun").touch(); time.sleep(60)
-except KeyboardInterrupt:
+except (KeyboardInterrupt, SystemExit):
     time.sleep(1); pathlib.Path(sys.argv[1], "saved").touch()"""
     race_ = "import sys, pathlib as p; from agriclip_jax import race; at = p.Path(sys.argv[1]); race.Race(at / 's', "
     race_ += "race.budget('1s'), at, at, 'cpu', False, print)._command('-c', sys.argv[2], sys.argv[1])"
     process = subprocess.Popen([sys.executable, "-c", race_, tmp_path, run], start_new_session=True, stderr=-3)
     while not (tmp_path / "begun").is_file():
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)
+    kill(process.pid, number)
     assert process.wait(timeout=60) and (tmp_path / "saved").is_file()
 
 
