@@ -289,7 +289,7 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "from 0 to 1",
         lambda v: 0 <= v <= 1,
-        "distill/centre_momentum distill/momentum gram/start optimizer/end "
+        "distill/centre_momentum distill/momentum gram/start optimizer/end image/mean "
         "views/global/flip views/global/jitter_prob views/global/grayscale "
         "views/global/blur views/global/solarise views/local/flip views/local/jitter_prob views/local/grayscale "
         "views/local/blur views/local/solarise",
@@ -544,6 +544,9 @@ def check(config: ConfigDict) -> None:
     for path, known in names.items():
         if flat[path] not in known:
             raise UserError(f"config.{path.replace('/', '.')}: unknown {flat[path]!r}; known: {', '.join(known)}")
+    for path in ("image/mean", "image/std"):
+        if flat[path] and len(flat[path]) != 3:
+            raise UserError(f"config.{path.replace('/', '.')}: {flat[path]!r} is not one of red, of green and of blue")
     if not flat["peft/towers"] or any(tower not in TOWERS for tower in flat["peft/towers"]):
         raise UserError(f"config.peft.towers: {flat['peft/towers']!r} are not among {', '.join(TOWERS)}")
     if flat["dtype"] not in ("float32", "bfloat16"):
