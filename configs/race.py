@@ -21,7 +21,8 @@ ADAPTED = {
     "full_l2": "full",
 }
 
-# Their learning rates on a general model from scratch: the best of three each, on the domain's validation splits.
+# Their learning rates on a general model from scratch: the best of three on the domain's validation splits; what is
+# done against forgetting has that of `full`.
 RATES = {
     **dict.fromkeys(("full", "full_replay", "full_l2"), 1e-3),
     "lora": 1e-2,
