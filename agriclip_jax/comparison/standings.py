@@ -385,7 +385,7 @@ def curves(stands: Mapping[str, Sequence[Standing]], places: Mapping[str, float]
         if len(numbers := sorted(set(places.values()))) <= TICKS:
             axes.set_xticks(numbers, [f"{number:,.0f}" if number >= 1000 else f"{number:g}" for number in numbers])
             axes.minorticks_off()
-        axes.legend(fontsize=8)
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)  # hides no point
     return finish()
 
 
