@@ -1,6 +1,7 @@
 # The README's two commands are `make train` and `make test`; each makes .venv from nothing.
 PYTHON ?= python3
 VENV ?= .venv
+TESTS ?= tests
 export JAX_PLATFORMS ?= cpu
 
 .PHONY: train test test-slow parity parity-table lint clean
@@ -9,7 +10,7 @@ train: $(VENV)/ready
 	$(VENV)/bin/python -m agriclip_jax.main --config=configs/alive.py
 
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not parity"
+	$(VENV)/bin/python -m pytest $(TESTS) -n 2 --dist loadfile -m "not slow and not parity"
 
 test-slow: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow

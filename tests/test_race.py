@@ -175,7 +175,8 @@ try:
     pathlib.Path(sys.argv[1], "begun").touch(); time.sleep(60)
 except (KeyboardInterrupt, SystemExit):
     time.sleep(1); pathlib.Path(sys.argv[1], "saved").touch()"""
-    race_ = "import sys, pathlib as p; from agriclip_jax import race; at = p.Path(sys.argv[1]); race.Race(at / 's', "
+    race_ = "import signal, sys, pathlib as p; from agriclip_jax import race; at = p.Path(sys.argv[1]); "
+    race_ += "signal.signal(signal.SIGINT, signal.default_int_handler); race.Race(at / 's', "  # as in the foreground
     race_ += "race.budget('1s'), at, at, 'cpu', False, print)._command('-c', sys.argv[2], sys.argv[1])"
     process = subprocess.Popen([sys.executable, "-c", race_, tmp_path, run], start_new_session=True, stderr=-3)
     while not (tmp_path / "begun").is_file():
