@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -71,6 +72,25 @@ def test_the_tool_draws_the_curve_and_writes_the_model_that_was_chosen(
     assert "top-1 by alpha" in html and html.count("<svg") >= 2 and "apples" in html
 
 
+def test_the_curve_may_be_of_a_suite(run, adapted, tmp_path, monkeypatch, capsys):
+    models = ("--from", run / "workdir", "--to", adapted.workdir, "--alphas", "0,1")
+    places = {"domain": run / "apples", "general": shutil.copytree(run / "apples", tmp_path / "fruit")}
+    entries = [{"photos": str(place), "group": kind, "split": "test"} for kind, place in places.items()]
+    for name, count in (("both", 2), ("one", 1)):
+        said = {"tasks": entries[:count], "measures": ["zeroshot"]}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(said), encoding="utf-8")
+    kinds = [part for kind, place in places.items() for part in (f"--{kind}", place)]
+    points = []
+    for place, asked in (("suite", ("--suite", tmp_path / "both.yaml")), ("kinds", (*kinds, "--split", "test"))):
+        status, said = call(monkeypatch, capsys, "wiseft.py", *models, *asked, "--out", tmp_path / place)
+        assert status == 0, said.err
+        points.append(json.loads((tmp_path / place / "wiseft.json").read_text(encoding="utf-8"))["points"])
+    assert points[0] == points[1]
+    asked = ("--suite", tmp_path / "one.yaml", "--out", tmp_path / "none")
+    status, said = call(monkeypatch, capsys, "wiseft.py", *models, *asked)
+    assert status == 2 and "general: no task of it can be scored (there is none)" in said.err
+
+
 def test_models_of_other_towers_or_texts_are_one_line(general, adapted):
     def changed(**given):
         other = general.at(general.params, 0)
@@ -90,7 +110,11 @@ def test_models_of_other_towers_or_texts_are_one_line(general, adapted):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--domain", "a"), "a curve needs --domain=TASKS, --general=TASKS and --out=DIR"),
+        (("--domain", "a"), "a curve needs --domain=TASKS, --general=TASKS and --out=DIR, or --suite=FILE.yaml and"),
+        (("--domain", "a", "--general", "b"), "a curve needs --domain=TASKS, --general=TASKS and --out=DIR"),
+        (("--suite", "a"), "a curve needs"),
+        (("--suite", "a", "--out", "new", "--split", "val"), "--suite says the tasks and their splits itself"),
+        (("--suite", "void.yaml", "--out", "new"), "void.yaml"),
         (("--choose", "0.5"), "a model is written by --choose=ALPHA and --write=DIR together"),
         ((), "give --domain, --general and --out for a curve, or --choose and --write for a model"),
         (("--choose", "1.5", "--write", "new"), "an alpha of 1.5 is not from 0 to 1"),

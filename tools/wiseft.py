@@ -1,12 +1,13 @@
 """What a model has forgotten while it learned a domain, and the models between that have both (WiSE-FT).
 
   python tools/wiseft.py --from=runs/clip-b16 --to=runs/peft_full --domain=leaves/ --general=photos.zip --out=wiseft
+  python tools/wiseft.py --from=runs/general --to=runs/adapt --suite=configs/suites/retention.yaml --out=wiseft
   python tools/wiseft.py --from=runs/clip-b16 --to=runs/peft_full --choose=0.5 --write=runs/mixed
 
 The weights of a model between are (1 - alpha) times the general one's plus alpha times the adapted one's. The first
-command scores them zero-shot on the tasks of both kinds: a table, wiseft.json and wiseft.html in DIR. The second one
-writes the model of one alpha as a run, which every tool takes; both may be asked at once. Choose alpha on photos that
-no later test asks, such as --split=val.
+command scores them zero-shot on the tasks of both kinds: a table, wiseft.json and wiseft.html in DIR; the second on
+those of a suite, whose groups are domain and general. The third writes the model of one alpha as a run, which every
+tool takes; it may be asked at once. Choose alpha on photos that no later test asks, such as --split=val.
 """
 
 import argparse
@@ -27,6 +28,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--general", dest="kept", default="", metavar="PATH[,PATH...]", help=tasks.format("should keep")
     )
+    parser.add_argument(
+        "--suite", default="", metavar="FILE.yaml", help="both kinds of tasks, as groups domain and general of a suite"
+    )
     parser.add_argument("--alphas", default=ALPHAS, metavar="A[,A...]", help="from 0 to 1 (default: %(default)s)")
     parser.add_argument("--split", help="train, val, test or all (default: as tools/zeroshot.py)")
     parser.add_argument("--out", default="", metavar="DIR", help="where the curve goes")
@@ -46,12 +50,17 @@ def numbers(text: str) -> list[float]:
 
 def main() -> int:
     arguments = parse_arguments()
-    alphas, scored = numbers(arguments.alphas), (arguments.domain, arguments.kept, arguments.out)
-    if any(scored) and not all(scored):
-        raise UserError("a curve needs --domain=TASKS, --general=TASKS and --out=DIR")
+    alphas, kinds = numbers(arguments.alphas), (arguments.domain, arguments.kept)
+    scored = (arguments.suite or all(kinds), arguments.out)
+    if any((*kinds, *scored)) and not all(scored):
+        raise UserError(
+            "a curve needs --domain=TASKS, --general=TASKS and --out=DIR, or --suite=FILE.yaml and --out=DIR"
+        )
+    if arguments.suite and (any(kinds) or arguments.split):
+        raise UserError("--suite says the tasks and their splits itself; leave out --domain, --general and --split")
     if (arguments.choose is None) != (not arguments.write):
         raise UserError("a model is written by --choose=ALPHA and --write=DIR together")
-    if not any(scored) and not arguments.write:
+    if not arguments.out and not arguments.write:
         raise UserError("give --domain, --general and --out for a curve, or --choose and --write for a model")
     chosen = [] if arguments.choose is None else [arguments.choose]
     if wrong := [alpha for alpha in (*alphas, *chosen) if not 0 <= alpha <= 1]:
@@ -64,15 +73,20 @@ def main() -> int:
     if arguments.out:
         check_place(arguments.out)
     from agriclip_jax import inference, runs
-    from agriclip_jax.evaluate import tasks, wiseft
+    from agriclip_jax.evaluate import suite, tasks, wiseft
 
+    of_suite = suite.read(arguments.suite, ("zeroshot",)) if arguments.suite else None
     general, adapted = inference.load(arguments.general), inference.load(arguments.adapted)
     if arguments.out:
         seen = tasks.seen_datasets(*map(tasks.known_classes, (arguments.general, arguments.adapted)))
-        asked = {
-            kind: tasks.load_tasks(spec, split=arguments.split, seen=seen, say=commands.note)
-            for kind, spec in zip(wiseft.KINDS, (arguments.domain, arguments.kept), strict=True)
-        }
+        if of_suite:
+            loaded = suite.load(of_suite, seen, say=commands.note)
+            asked = {kind: [task for task in loaded if task.group == kind] for kind in wiseft.KINDS}
+        else:
+            asked = {
+                kind: tasks.load_tasks(spec, split=arguments.split, seen=seen, say=commands.note)
+                for kind, spec in zip(wiseft.KINDS, kinds, strict=True)
+            }
         photos = len(alphas) * sum(task.count for kind in asked.values() for task in kind)
         with commands.progress("images", photos) as advance:
             points = wiseft.curve(general, adapted, alphas, asked, advance)

@@ -95,7 +95,7 @@ def curve(
     for kind in KINDS:
         reasons = [zeroshot.cannot(task) for task in tasks[kind]]
         if all(reasons):
-            raise UserError(f"--{kind}: nothing there can be scored ({reasons[0] if reasons else 'no task'})")
+            raise UserError(f"{kind}: no task of it can be scored ({reasons[0] if reasons else 'there is none'})")
     points = []
     for alpha in alphas:
         model = interpolate(general, adapted, alpha)
