@@ -232,7 +232,7 @@ def _each_task(
     rows = []
     for group, names in answered.items():
         plain = [name for name in names if name not in marked]
-        rows += [row(name if name in plain else f"{name} *", [name]) for name in names]
+        rows += [row(f"{name} *" if name in marked else name, [name]) for name in names]
         rows.append(row(f"mean of {group}", names))
         if 0 < len(plain) < len(names):
             rows.append(row(f"mean of {group} without *", plain))
