@@ -190,16 +190,34 @@ class Race:
         write_json(file, record)
         return record
 
+    def check(self, entries: Sequence[Entry], *compared: str) -> None:
+        """Tells now what would end a race after hours.
+
+        Args:
+          entries: what is raced.
+          compared: names that the tables need.
+
+        Raises:
+          UserError: the suite or a recipe cannot be read, or a name is neither raced nor has it a record.
+        """
+        suite.read(self.suite, ("zeroshot",))
+        for entry in entries:
+            self._key(entry, 0)
+        for name in compared:
+            there = self.records.glob(f"{self.suite.stem}.{self.setting}.{_slug(name)}.{self.budget}.*.json")
+            if name not in [entry.name for entry in entries] and not any(there):
+                raise UserError(
+                    f"{name} is what others are compared with, and is neither raced nor has it a record of "
+                    f"{self.budget} in {self.records}; add it to --recipes, or name another by --baseline or --share_of"
+                )
+
     def all(self, entries: Sequence[Entry], seeds: Sequence[int]) -> None:
         """Every recipe with every seed, as far as their records are not there; seed after seed.
 
         Raises:
-          UserError, RunFailure: as `run` does, of the recipes and the suite before anything is trained.
+          UserError, RunFailure: as `check` and `run` do.
         """
-        # What cannot be asked or read is told now and not after hours.
-        suite.read(self.suite, ("zeroshot",))
-        for entry in entries:
-            self._key(entry, 0)
+        self.check(entries)
         for seed in seeds:
             for entry in entries:
                 self.run(entry, seed)

@@ -40,7 +40,7 @@ RATES = {
 VARIED = {
     "ours": {"image.pool": "mean", "image.pre_norm": False, "image.token_keep": 0.5},
     "names": {"data.caption_kinds": ("name",)},
-    "knowledge": {"data.caption_kinds": ("template", "knowledge")},
+    "knowledge": {"data.caption_kinds": ("template", "knowledge"), "text.context_length": 36},
     "one_caption": {"data.captions_per_image": 1},
     "plain": {"contrastive.positives": "none"},
 }

@@ -281,6 +281,8 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
         (["--recipes=contrastive+sede=1", "--budget=8steps"], "unknown key"),
         (["--recipes=contrastive+seed", "--budget=8steps"], "'seed' is not KEY=VALUE"),
         (["--budget=8steps"], "name --recipes"),
+        (["--recipes=joint", "--budget=8steps"], "contrastive is what others are compared with, and is neither raced"),
+        (["--recipes=contrastive", "--budget=8steps", "--share_of=full"], "full is what others are compared with"),
         (
             ["--recipes=contrastive", "--budget=8steps", "--suite=knn.yaml"],
             "the suite knn.yaml does not ask 'zeroshot'",
