@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,17 +31,18 @@ PARAMETERS = (
 )
 
 
-def make(spec: str) -> Mesh:
+def make(spec: str, devices: Sequence[jax.Device] = ()) -> Mesh:
     """A mesh with the axes `data`, `fsdp` and `tensor` over all devices.
 
     Args:
       spec: "auto" (all devices on `data`) or sizes such as "data=2,fsdp=4"; axes left out are 1.
+      devices: others than those that are here, of one process or of many: what is compiled for them can't be run.
 
     Raises:
       UserError: for an unknown axis, a size that is no number, or sizes whose product is not the number of devices.
     """
     try:
-        devices = jax.devices()
+        devices = devices or jax.devices()
     except RuntimeError as error:
         raise UserError(f"JAX finds no device ({' '.join(str(error).split())[:200]}); see JAX_PLATFORMS") from error
     sizes = dict.fromkeys(AXES, 1)
@@ -57,15 +58,16 @@ def make(spec: str) -> Mesh:
             sizes[axis] = int(size)
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"config.mesh: {spec!r} asks for {math.prod(sizes.values())} devices, here are {len(devices)}; "
+            f"config.mesh: {spec!r} asks for {math.prod(sizes.values())} devices, there are {len(devices)}; "
             "the sizes must multiply to that, or use 'auto'"
         )
-    mesh = jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
     for copies in mesh.devices.reshape(-1, sizes["tensor"]):
         if len({device.process_index for device in copies}) > 1:
+            alike = sum(device.process_index == devices[0].process_index for device in devices)
             raise UserError(
                 f"config.mesh: tensor={sizes['tensor']} spans processes, which read different rows; use at most "
-                f"as many as a process has devices ({jax.local_device_count()})"
+                f"as many as a process has devices ({alike})"
             )
     return mesh
 

@@ -1,5 +1,6 @@
 """The benchmark runs and its figures hang together; how fast it is belongs in a note, not in a test."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -143,6 +144,13 @@ def test_importing_a_vit_b16_is_timed_beside_reading_its_file(tmp_path):
         (["step", "--config.batchsize=3"], "did you mean 'batch_size'"),
         (["build", "--source=nowhere"], "--source=nowhere is no folder"),
         (["memory", "--kount=3"], "unknown argument --kount=3"),
+        (["compile"], "--topology=: give one of v4, v5e, v5p, v6e and its shape"),
+        (["compile", "--topology=v9:2x2"], "--topology=v9:2x2: give one of v4, v5e"),
+        pytest.param(
+            ["compile", "--topology=v5e:2x2"],
+            "the compiler is libtpu (pip install libtpu)",
+            marks=pytest.mark.skipif(bool(importlib.util.find_spec("libtpu")), reason="libtpu is here"),
+        ),
         (["transport", "--config=configs/sclip.py:mode=supervised"], "give config.objectives.sclip a weight"),
         (["joint", "--config=configs/alive.py:photos"], "joint needs contrastive and distill"),
         (

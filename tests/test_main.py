@@ -193,7 +193,7 @@ def test_the_same_content_at_another_path_is_the_same_data(finished, corpus, tmp
         ({"objectives__distill": 0.5}, r"objectives.distill was 1.0, is now 0.5"),
         ({"total_steps": 4}, r"is a run of 8 steps; config.total_steps=4 is fewer"),
         ({"total_steps": 12}, r"is a run of 8 steps; to go on to 12, add --extend"),
-        ({"mesh": "data=3"}, r"config.mesh: 'data=3' asks for 3 devices, here are 8"),
+        ({"mesh": "data=3"}, r"config.mesh: 'data=3' asks for 3 devices, there are 8"),
         ({"batch_size": 12}, r"config.batch_size 12 is not divisible by data \* fsdp = 8"),
     ],
 )

@@ -103,7 +103,7 @@ def tiny_state(params):
 @pytest.mark.parametrize(
     "spec,message",
     [
-        ("data=4", "asks for 4 devices, here are 8"),
+        ("data=4", "asks for 4 devices, there are 8"),
         ("date=8", "unknown axis 'date' in 'date=8'; did you mean 'data'"),
         ("data=x", "'data=x' in 'data=x' is not AXIS=NUMBER"),
     ],

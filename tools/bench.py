@@ -1,6 +1,7 @@
 """How fast this machine trains: both sides of each ratio in one run, medians over repeats.
 
 python tools/bench.py step  [--config=configs/alive.py] [--config.KEY=VALUE ...]   the training step and the matmul peak
+python tools/bench.py compile --topology=v5e:8x8 [--config=configs/alive.py:b16]   the step on a TPU that is not here
 python tools/bench.py transport [--config=configs/sclip.py]   S-CLIP's step, labels by optimal transport or by softmax
 python tools/bench.py input [--config=configs/alive.py] [--config.KEY=VALUE ...]   the input pipeline, for each core
 python tools/bench.py joint [--config=configs/alive.py]      a step of both losses beside a step of each
@@ -21,9 +22,11 @@ import json
 import sys
 import time
 
-from agriclip_jax.errors import UserError, exit_on_user_error
+from agriclip_jax.errors import RunFailure, UserError, exit_on_user_error
 
 KEYWORDS = tuple(f"leaf {i}" for i in range(100))
+# Of the chips of a TPU topology: bfloat16 operations a second and GiB of memory, as their maker states them.
+CHIPS = {"v4": (275e12, 32), "v5e": (197e12, 16), "v5p": (459e12, 95), "v6e": (918e12, 32)}
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -34,6 +37,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--config", metavar="FILE[:VARIANT]", help="default: configs/alive.py; of transport sclip.py, of locked lit.py"
     )
+    parser.add_argument("--topology", metavar="CHIP:SHAPE", help="for compile: such as v5e:8x8 or v5p:4x4x4")
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="default: %(default)s")
     parser.add_argument("--source", metavar="PHOTOS", help="for build and import: yours, instead of drawn ones")
     parser.add_argument("--count", type=int, metavar="N", help="photos, the most of memory, or hashes")
@@ -67,10 +71,7 @@ def load_config(options: argparse.Namespace, rest: list[str]):
 
 
 def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
-    """Images/s of the compiled step on random batches, and its share of the matmul rate measured between the steps.
-
-    The model's operations are counted on the unrolled, not rematerialised step, so recomputation earns nothing.
-    """
+    """Images/s of the compiled step on random batches, and its share of the matmul rate measured between the steps."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -95,15 +96,7 @@ def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
     compiled = step.lower(state, batch).compile()
     compile_seconds = time.perf_counter() - began
 
-    counted = config.copy_and_resolve_references()
-    counted.remat = "none"
-    for tower in (counted.image, counted.text):
-        tower.unroll = 0
-    plain, plain_init = recipe.learner(counted, tokenizer)
-    abstract = jax.eval_shape(plain_init, jax.random.key(0))
-    with jax.default_device(jax.devices("cpu")[0]):  # the only platform that counts what it did not compile
-        operations = jax.jit(plain.step).lower(abstract, rows).cost_analysis()["flops"]
-
+    operations = operations_of_a_step(config, tokenizer, rows)
     side = 2048 if devices.devices.flat[0].platform == "cpu" else 8192
     matrix = jax.random.normal(jax.random.key(1), (side, side), jnp.dtype(config.dtype))
     multiply = jax.jit(lambda a: a @ a)
@@ -133,6 +126,121 @@ def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
         "compile seconds": compile_seconds,
         "temporary memory, MB/device": memory.temp_size_in_bytes / 1e6,
     }
+
+
+def operations_of_a_step(config, tokenizer, rows) -> float:
+    """Of the unrolled, not rematerialised step on all devices together, so that recomputation earns nothing."""
+    import jax
+
+    from agriclip_jax import recipe
+
+    counted = config.copy_and_resolve_references()
+    counted.remat = "none"
+    for tower in (counted.image, counted.text):
+        tower.unroll = 0
+    learner, init = recipe.learner(counted, tokenizer)
+    state = jax.eval_shape(init, jax.random.key(0))
+    with jax.default_device(jax.devices("cpu")[0]):  # the only platform that counts what it did not compile
+        return jax.jit(learner.step).lower(state, rows).cost_analysis()["flops"]
+
+
+def bench_compile(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
+    """The step compiled by the TPU compiler for chips that are not here: its memory, operations and collectives.
+
+    Nothing is run, so nothing is timed: images/s are those of a chip that never waits.
+    """
+    import os
+
+    # No TPU is asked for, not even where one is; the others keep the compiler from complaining that none is found.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
+    os.environ |= {"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}
+    import jax
+    from jax.experimental import topologies
+
+    from agriclip_jax import config as configs
+    from agriclip_jax import mesh, recipe
+    from agriclip_jax.data.tokenizers import train as train_tokenizer
+
+    chip = (options.topology or "").partition(":")[0]
+    if chip not in CHIPS:
+        raise UserError(f"--topology={options.topology or ''}: give one of {', '.join(CHIPS)} and its shape: v5e:8x8")
+    config = load_config(options, rest)
+    tokenizer = train_tokenizer(list(KEYWORDS), 600)
+    tokenizer.vocab_size = max(tokenizer.vocab_size, config.text.vocab_size)  # as that of a whole dataset
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=options.topology)
+    except (RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"--topology={options.topology}: {why}; the compiler is libtpu (pip install libtpu)") from None
+    devices = mesh.make(config.mesh, described.devices)
+    learner, init = recipe.learner(config, tokenizer)
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings, by_rows = mesh.state_sharding(devices, shapes), mesh.batch_sharding(devices, config.batch_size)
+    batch = shapes_of_a_batch(config, learner, tokenizer)
+    arguments = jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        (shapes, batch),
+        (shardings, dict.fromkeys(batch, by_rows)),
+    )
+    step, began = jax.jit(learner.step, donate_argnums=0, out_shardings=(shardings, None)), time.perf_counter()
+    try:
+        compiled = step.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        why = str(error).splitlines()[0].partition(": ")[2]
+        raise RunFailure(
+            f"{options.topology}: {why} Try more chips, a smaller batch_size, config.remat=nothing_saveable, or fsdp "
+            "in config.mesh"
+        ) from None
+    seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
+    peak, room = CHIPS[chip]
+    operations, images = operations_of_a_step(config, tokenizer, batch), configs.images_per_step(config)
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "chips": f"{devices.size} x {described.devices[0].device_kind}",
+        "images on a chip": images / devices.size,
+        "state and batch, GiB/chip": held / 2**30,
+        "temporary memory, GiB/chip": memory.temp_size_in_bytes / 2**30,
+        "share of its memory": (held + memory.temp_size_in_bytes) / 2**30 / room,
+        "GFLOP/image": operations / images / 1e9,
+        "images/s at the peak": images * devices.size * peak / operations,
+        "collectives, a loop's once": collectives(compiled.as_text()),
+        "compile seconds": seconds,
+    }
+
+
+def shapes_of_a_batch(config, learner, tokenizer) -> dict:
+    """Of the fields that a step of the recipe reads, whatever its size: no array is made."""
+    import jax
+
+    from agriclip_jax import recipe
+
+    one = config.copy_and_resolve_references()
+    one.batch_size, one.data.unpaired_batch = 1, min(config.data.unpaired_batch, 1)
+    width = learner.towers["image"].config.features
+    rows = random_rows(one, recipe.views(one), recipe.fields(one, learner), tokenizer, width)
+    counts = {"unpaired": config.data.unpaired_batch}
+    return {
+        name: jax.ShapeDtypeStruct((counts.get(name.partition("/")[0], config.batch_size), *row.shape[1:]), row.dtype)
+        for name, row in rows.items()
+    }
+
+
+def collectives(program: str) -> str:
+    """How many of each kind a compiled program has, and the MB that they leave on each device."""
+    import math
+    import re
+
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    found: dict[str, dict[str, float]] = {}
+    # One of them may stand in several places, as parts of what runs meanwhile do: its channel tells which it is.
+    for shapes, kind, channel in re.findall(rf"= (\S.*?) ({kinds})\(.*?channel_id=(\d+)", program):
+        arrays = re.findall(r"(?:pred|[a-z]+(\d+))\[([\d,]*)\]", shapes)
+        sizes = [int(bits or 8) / 8 * math.prod(map(int, filter(None, shape.split(",")))) for bits, shape in arrays]
+        found.setdefault(kind, {})[channel] = sum(sizes)
+    return ", ".join(f"{len(each)} {kind} ({sum(each.values()) / 1e6:,.1f} MB)" for kind, each in sorted(found.items()))
 
 
 def bench_transport(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
@@ -735,6 +843,7 @@ BENCHES = {
     "retrieval": bench_retrieval,
     "duplicates": bench_duplicates,
     "step": bench_step,
+    "compile": bench_compile,
     "transport": bench_transport,
     "input": bench_input,
     "corpus": bench_corpus,
