@@ -147,6 +147,34 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_and_embeddings_float
     assert network(params, features.pooled, method="embed").dtype == jnp.float32
 
 
+def sums_of_bfloat16(jaxpr):
+    """Shapes of what a program and those within it sum up in bfloat16."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "reduce_sum" and equation.invars[0].aval.dtype == jnp.bfloat16:
+            yield equation.invars[0].aval.shape
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from sums_of_bfloat16(inner)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "attention"])
+def test_no_gradient_of_an_image_tower_in_bfloat16_is_a_sum_in_bfloat16(pool):
+    blocks = layers.BlockConfig(16, 2, 2, 32, dtype="bfloat16", layer_scale=0.1, remat="dots_saveable", drop_path=0.1)
+    tower = encoders.tower(vit.ViTConfig(blocks, patch=4, registers=2, image_size=8, embed_dim=8, pool=pool))
+    params = tower.init(jax.random.key(0))
+    assert not any(leaf.aval.weak_type for leaf in jax.tree.leaves(params))
+
+    def loss(params):
+        features = tower(params, np.zeros((2, 8, 8, 3), np.uint8), key=jax.random.key(1))
+        return jnp.sum(tower(params, features.pooled, method="embed"))
+
+    program = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
+    assert not list(sums_of_bfloat16(program))
+    other = jax.make_jaxpr(jax.grad(lambda y: jnp.sum((jnp.zeros((4, 2), jnp.bfloat16) + y).astype(jnp.float32))))
+    assert list(sums_of_bfloat16(other(jnp.zeros(2, jnp.bfloat16)).jaxpr))  # where there is one it is found
+
+
 @pytest.mark.parametrize("head_blocks", [0, 2])
 @pytest.mark.parametrize("pool", vit.POOLS)
 def test_attention_maps_are_shares_of_the_patches(pool, head_blocks):

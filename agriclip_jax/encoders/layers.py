@@ -86,7 +86,22 @@ class Dense(nnx.Linear):
     """
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
+        rows, kernel = self.promote_dtype((x.reshape(-1, x.shape[-1]), self.kernel[...]), dtype=self.dtype)
+        y = rows @ kernel
+        if self.bias is not None:  # in float32, for its gradient is a sum over all rows
+            y = (y + self.bias[...]).astype(y.dtype)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """A layer norm in float32, its parameters too, whatever dtype it takes and gives."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        super().__init__(config.width, epsilon=config.norm_eps, dtype=jnp.float32, rngs=rngs)
+        self.gives = config.dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x).astype(self.gives)
 
 
 NORMAL, ZEROS = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
@@ -104,11 +119,6 @@ def linear(
         kernel_init=init,
         rngs=rngs,
     )
-
-
-def layer_norm(config: BlockConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A layer norm with float32 statistics and output in `config.dtype`."""
-    return nnx.LayerNorm(config.width, epsilon=config.norm_eps, dtype=config.dtype, rngs=rngs)
 
 
 def learned(config: BlockConfig, rngs: nnx.Rngs, *shape: int) -> nnx.Param:
@@ -139,7 +149,7 @@ class Adapter(nnx.Module):
         self.up = linear(bottleneck, config.width, config, rngs, init=ZEROS)
         self.has_norm, self.gated = norm, gated
         if norm:
-            self.norm = layer_norm(config, rngs)
+            self.norm = LayerNorm(config, rngs)
         if gated:
             self.gate = linear(config.width, 1, config, rngs, init=ZEROS)
 
@@ -252,13 +262,13 @@ class Block(nnx.Module):
     """Pre-norm block: `x += s1 * attention(norm1(x)); x += s2 * mlp(norm2(x))` (arXiv 2010.11929, equations 2-3)."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(config, rngs)
+        self.norm1 = LayerNorm(config, rngs)
         self.attention = Attention(config, rngs)
-        self.norm2 = layer_norm(config, rngs)
+        self.norm2 = LayerNorm(config, rngs)
         self.mlp = Mlp(config, rngs)
         if config.layer_scale:
-            self.scale1 = nnx.Param(jnp.full(config.width, config.layer_scale))
-            self.scale2 = nnx.Param(jnp.full(config.width, config.layer_scale))
+            self.scale1 = nnx.Param(jnp.full(config.width, config.layer_scale, jnp.float32))
+            self.scale2 = nnx.Param(jnp.full(config.width, config.layer_scale, jnp.float32))
         self.config = config
         if config.houlsby:
             self.adapter1 = Adapter(config, config.houlsby, rngs, norm=False, gated=False)
@@ -302,9 +312,8 @@ class Block(nnx.Module):
         return self.norm1(self.prompts[...]) if self.config.prompts else None
 
     def _gain(self, y: jax.Array, which: int, keep: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-        if self.config.layer_scale:
-            y = y * (self.scale2 if which else self.scale1)[...].astype(y.dtype)
-        return y if keep is None else y * keep[which].astype(y.dtype)
+        gain = (self.scale2 if which else self.scale1)[...] if self.config.layer_scale else 1
+        return (y * gain * (1 if keep is None else keep[which])).astype(y.dtype)
 
 
 def stack(config: BlockConfig, rngs: nnx.Rngs) -> Block:
@@ -356,7 +365,9 @@ def run(
         return block(x, causal=causal, lengths=lengths, rotation=rotation, keep=keep), None
 
     if config.remat != "none":
-        body = jax.checkpoint(body, policy=REMAT_POLICIES[config.remat])
+        # Within a loop nothing can undo it, and what guards against that costs copies.
+        looped = 0 < config.unroll < depth
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[config.remat], prevent_cse=not looped)
     x, _ = jax.lax.scan(body, x.astype(config.dtype), (blocks, rates, keys), unroll=config.unroll or depth)
     return x
 
@@ -369,7 +380,7 @@ class AttentionPool(nnx.Module):
         self.query = linear(config.width, config.width, config, rngs)
         self.key_value = linear(config.width, 2 * config.width, config, rngs)
         self.out = linear(config.width, config.width, config, rngs)
-        self.norm = layer_norm(config, rngs)
+        self.norm = LayerNorm(config, rngs)
         self.mlp = Mlp(config, rngs)
         self.heads = config.heads
 

@@ -45,7 +45,7 @@ class TextTransformer(nnx.Module):
         self.tokens = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (config.vocab_size, width)))
         self.positions = nnx.Param(nnx.initializers.normal(0.01)(rngs.params(), (config.context_length, width)))
         self.blocks = layers.stack(config.blocks, rngs)
-        self.norm = layers.layer_norm(config.blocks, rngs)
+        self.norm = layers.LayerNorm(config.blocks, rngs)
         self.projection = layers.linear(width, config.embed_dim, config.blocks, rngs, bias=config.projection_bias)
 
     def __call__(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:

@@ -118,12 +118,12 @@ class ViT(nnx.Module):
         if config.mask_token:
             self.mask = nnx.Param(jnp.zeros((1, width)))
         if config.pre_norm:
-            self.norm_pre = layers.layer_norm(config.blocks, rngs)
+            self.norm_pre = layers.LayerNorm(config.blocks, rngs)
         self.blocks = layers.stack(config.blocks, rngs)
-        self.norm = layers.layer_norm(config.blocks, rngs)
+        self.norm = layers.LayerNorm(config.blocks, rngs)
         if config.head_blocks:
             self.head_blocks = layers.stack(config.head, rngs)
-            self.head_norm = layers.layer_norm(config.blocks, rngs)
+            self.head_norm = layers.LayerNorm(config.blocks, rngs)
         if config.pool == "attention":
             self.head = layers.AttentionPool(config.blocks, rngs)
         if config.embed_dim:
@@ -145,8 +145,8 @@ class ViT(nnx.Module):
         """
         drop_key, path_key = jax.random.split(key) if key is not None else (None, None)
         x, rotation = self._tokens(images, drop_key, mask)
-        x = self.norm(layers.run(self.blocks, x, self.config.blocks, rotation=rotation, key=path_key))
-        return self._pool(self.head_norm(layers.run(self.head_blocks, x, self.config.head)) if self._headed else x)
+        x = layers.run(self.blocks, x, self.config.blocks, rotation=rotation, key=path_key)
+        return self._pool(layers.run(self.head_blocks, self.norm(x), self.config.head) if self._headed else x)
 
     def embed(self, pooled: jax.Array) -> jax.Array:
         """The embedding float32 [..., embed_dim] of `pooled` [..., features]: projected, then L2-normalised."""
@@ -236,17 +236,18 @@ class ViT(nnx.Module):
         config, patch = self.config, self.config.patch
         batch, height, width, _ = images.shape
         rows, columns = height // patch, width // patch
-        x = (images.astype(jnp.float32) / 255.0 - jnp.array(config.mean)) / jnp.array(config.std)
-        x = x.reshape(batch, rows, patch, columns, patch, 3).swapaxes(2, 3).reshape(batch, rows * columns, -1)
-        x = self.patch(x)
+        # Bytes are moved, and then made numbers: a quarter of the traffic.
+        x = images.reshape(batch, rows, patch, columns, patch * 3).swapaxes(2, 3).reshape(batch, rows * columns, -1)
+        mean, std = (jnp.tile(jnp.array(of), patch**2) for of in (config.mean, config.std))
+        x = self.patch((x.astype(jnp.float32) / 255.0 - mean) / std)
         if mask is not None:
-            x = jnp.where(mask[..., None], self.mask[...].astype(x.dtype), x)
+            x = jnp.where(mask[..., None], self.mask[...], x)
         rotary, angles = config.rotary_base, None
         if rotary:
             angles = axial_angles(rows, columns, config.blocks.width // config.blocks.heads, rotary)
         else:
             positions = interpolate_positions(self.positions[...], config.grid, rows, columns, config.antialias)
-            x = x + positions.astype(x.dtype)
+            x = x + positions
         if key is not None and config.token_keep < 1.0:
             kept = max(1, round(rows * columns * config.token_keep))
             order = jax.random.uniform(key, x.shape[:2])
@@ -255,8 +256,8 @@ class ViT(nnx.Module):
             angles = angles[chosen] if rotary else None
         extra = [self.cls[...]] if config.pool in WITH_CLS else []
         extra += [self.registers[...]] if config.registers else []
-        x = jnp.concatenate([jnp.broadcast_to(e.astype(x.dtype), (batch, *e.shape)) for e in extra] + [x], axis=1)
-        x = self.norm_pre(x) if config.pre_norm else x
+        x = jnp.concatenate([jnp.broadcast_to(e, (batch, *e.shape)) for e in extra] + [x], axis=1)
+        x = self.norm_pre(x) if config.pre_norm else x.astype(config.blocks.dtype)
         if not rotary:
             return x, None
         # Tokens of no patch turn by an angle of 0, which leaves them as they are.
@@ -264,12 +265,13 @@ class ViT(nnx.Module):
         return x, (jnp.cos(angles), jnp.sin(angles))
 
     def _pool(self, x: jax.Array) -> ImageFeatures:
-        patches = x[:, self._extra :]
+        """Of what the last block gives; the last norm is of each part by itself, so that none is of what is unread."""
+        patches = self._last_norm(x[:, self._extra :])
         pooled = {
-            "cls": lambda: x[:, 0],
+            "cls": lambda: self._last_norm(x[:, 0]),
             "mean": lambda: patches.mean(1),
-            "cls_mean": lambda: jnp.concatenate([x[:, 0], patches.mean(1)], axis=-1),
-            "attention": lambda: self.head(x),
+            "cls_mean": lambda: jnp.concatenate([self._last_norm(x[:, 0]), patches.mean(1)], axis=-1),
+            "attention": lambda: self.head(self._last_norm(x)),
         }
         return ImageFeatures(pooled[self.config.pool](), patches)
 

@@ -36,9 +36,10 @@ def info_nce(images: jax.Array, texts: jax.Array, scale: jax.Array, positive: ja
     """
     # TPUs and recent GPUs multiply float32 in fewer bits unless told otherwise: at scale 100 that moves logits by 0.1.
     logits = jnp.matmul(scale * images, texts.T, precision=jax.lax.Precision.HIGHEST)
-    targets = positive / jnp.sum(positive, axis=1, keepdims=True)
-    forward = -jnp.sum(targets * jax.nn.log_softmax(logits, axis=1), axis=1)
-    backward = -jnp.sum(targets * jax.nn.log_softmax(logits.T, axis=1), axis=1)
+    count = jnp.sum(positive, axis=1)
+    forward = -jnp.sum(positive / count[:, None] * jax.nn.log_softmax(logits, axis=1), axis=1)
+    # Columns stay columns: turned, a sharded matrix goes through all devices.
+    backward = -jnp.sum(positive / count * jax.nn.log_softmax(logits, axis=0), axis=0)
     return 0.5 * (jnp.mean(forward) + jnp.mean(backward))
 
 
