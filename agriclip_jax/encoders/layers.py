@@ -365,9 +365,7 @@ def run(
         return block(x, causal=causal, lengths=lengths, rotation=rotation, keep=keep), None
 
     if config.remat != "none":
-        # Within a loop nothing can undo it, and what guards against that costs copies.
-        looped = 0 < config.unroll < depth
-        body = jax.checkpoint(body, policy=REMAT_POLICIES[config.remat], prevent_cse=not looped)
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[config.remat])
     x, _ = jax.lax.scan(body, x.astype(config.dtype), (blocks, rates, keys), unroll=config.unroll or depth)
     return x
 
