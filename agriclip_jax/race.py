@@ -190,16 +190,19 @@ class Race:
         write_json(file, record)
         return record
 
-    def check(self, entries: Sequence[Entry], *compared: str) -> None:
-        """Tells now what would end a race after hours.
+    def all(self, entries: Sequence[Entry], seeds: Sequence[int], compared: Sequence[str] = ()) -> None:
+        """Every recipe with every seed, as far as their records are not there; seed after seed.
 
         Args:
           entries: what is raced.
+          seeds: of each.
           compared: names that the tables need.
 
         Raises:
-          UserError: the suite or a recipe cannot be read, or a name is neither raced nor has it a record.
+          UserError, RunFailure: as `run` does; before anything is trained where the suite or a recipe cannot be read,
+            or a name that is compared is neither raced nor has it a record.
         """
+        # What would end a race after hours is told now.
         suite.read(self.suite, ("zeroshot",))
         for entry in entries:
             self._key(entry, 0)
@@ -210,14 +213,6 @@ class Race:
                     f"{name} is what others are compared with, and is neither raced nor has it a record of "
                     f"{self.budget} in {self.records}; add it to --recipes, or name another by --baseline or --share_of"
                 )
-
-    def all(self, entries: Sequence[Entry], seeds: Sequence[int]) -> None:
-        """Every recipe with every seed, as far as their records are not there; seed after seed.
-
-        Raises:
-          UserError, RunFailure: as `check` and `run` do.
-        """
-        self.check(entries)
         for seed in seeds:
             for entry in entries:
                 self.run(entry, seed)

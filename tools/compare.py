@@ -76,8 +76,8 @@ def main() -> int:
             arguments.keep,
             lambda line: print(line, flush=True),
         )
-        run.check(entries, arguments.baseline, *filter(None, [arguments.share_of]))
-        run.all(entries, race.numbers("--seeds", arguments.seeds))
+        compared = [arguments.baseline, *filter(None, [arguments.share_of])]
+        run.all(entries, race.numbers("--seeds", arguments.seeds), compared)
     found = standings.read(records, suite=Path(arguments.suite).stem, setting=arguments.setting, names=names)
     marked = [*filter(None, arguments.mark.split(","))]
     asked = {"by": arguments.by, "along": arguments.curve, "whole": arguments.share_of, "marked": marked}
