@@ -18,7 +18,11 @@ python tools/bench.py retrieval                   50,000 images and 250,000 text
 """
 
 import argparse
+import importlib.util
 import json
+import math
+import os
+import re
 import sys
 import time
 
@@ -149,8 +153,6 @@ def bench_compile(options: argparse.Namespace, rest: list[str]) -> dict[str, flo
 
     Nothing is run, so nothing is timed: images/s are those of a chip that never waits.
     """
-    import os
-
     # No TPU is asked for, not even where one is; the others keep the compiler from complaining that none is found.
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
     os.environ |= {"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}
@@ -164,17 +166,17 @@ def bench_compile(options: argparse.Namespace, rest: list[str]) -> dict[str, flo
     chip = (options.topology or "").partition(":")[0]
     if chip not in CHIPS:
         raise UserError(f"--topology={options.topology or ''}: give one of {', '.join(CHIPS)} and its shape: v5e:8x8")
+    if not importlib.util.find_spec("libtpu"):
+        raise UserError(f"--topology={options.topology}: the compiler is libtpu (pip install libtpu)")
     config = load_config(options, rest)
     tokenizer = train_tokenizer(list(KEYWORDS), 600)
     tokenizer.vocab_size = max(tokenizer.vocab_size, config.text.vocab_size)  # as that of a whole dataset
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=options.topology)
     except (RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"--topology={options.topology}: {why}; the compiler is libtpu (pip install libtpu)") from None
+        raise UserError(f"--topology={options.topology}: {' '.join(str(error).split())[:200]}") from None
     devices = mesh.make(config.mesh, described.devices)
     learner, init = recipe.learner(config, tokenizer)
-
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings, by_rows = mesh.state_sharding(devices, shapes), mesh.batch_sharding(devices, config.batch_size)
     batch = shapes_of_a_batch(config, learner, tokenizer)
@@ -230,9 +232,6 @@ def shapes_of_a_batch(config, learner, tokenizer) -> dict:
 
 def collectives(program: str) -> str:
     """How many of each kind a compiled program has, and the MB that they leave on each device."""
-    import math
-    import re
-
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
     found: dict[str, dict[str, float]] = {}
     # One of them may stand in several places, as parts of what runs meanwhile do: its channel tells which it is.
@@ -564,7 +563,6 @@ def build_once(folder, out) -> None:
 
 def bench_memory(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
     """The most memory that a build holds, for a small and a large collection, each in a process of its own."""
-    import os
     import subprocess
     import tempfile
     from pathlib import Path
