@@ -434,8 +434,10 @@ def bench_input(options: argparse.Namespace, rest: list[str]) -> dict[str, float
     tokenizer = train_tokenizer(captions, config.text.vocab_size)
     learner, _ = recipe.learner(config, tokenizer)
     figures: dict[str, float | str] = {"examples": float(alive.splits["train"]), "cores": float(cores())}
-    ways = [("1 thread", 1, 0), (f"{cores()} threads", cores(), 0), (f"{cores()} workers", 0, cores())]
-    for name, config.data.threads, config.data.workers in ways[cores() == 1 :]:
+    ways = {"1 thread": (1, 0), "1 worker": (0, 1)}
+    if cores() > 1:
+        ways = {"1 thread": (1, 0), f"{cores()} threads": (cores(), 0), f"{cores()} workers": (0, cores())}
+    for name, (config.data.threads, config.data.workers) in ways.items():
         batches = recipe.batches(config, chosen, tokenizer, learner)
         for _ in range(cores() + 2):
             next(batches)
