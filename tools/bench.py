@@ -25,6 +25,8 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from agriclip_jax.errors import RunFailure, UserError, exit_on_user_error
 
@@ -81,26 +83,19 @@ def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
     import numpy as np
 
     from agriclip_jax import config as configs
-    from agriclip_jax import mesh, recipe
+    from agriclip_jax import mesh
     from agriclip_jax.data.tokenizers import train as train_tokenizer
-    from agriclip_jax.state import batch_fields
 
     config, repeats = load_config(options, rest), options.repeats
     tokenizer = train_tokenizer([f"leaf {i}" for i in range(500)], 600)
     devices = mesh.make(config.mesh)
-    sharding = mesh.batch_sharding(devices, config.batch_size)
-
-    learner, init = recipe.learner(config, tokenizer)
-    shardings = mesh.state_sharding(devices, jax.eval_shape(init, jax.random.key(0)))
-    state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-    rows = random_rows(config, recipe.views(config), batch_fields(learner.objectives), tokenizer)
-    batch = mesh.place_batch(rows, sharding)
-    step = jax.jit(learner.step, donate_argnums=0, out_shardings=(shardings, None))
+    made = make_step(config, tokenizer, devices)
+    state, batch = begin(made, config, tokenizer)
     began = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
+    compiled = made.step.lower(state, batch).compile()
     compile_seconds = time.perf_counter() - began
 
-    operations = operations_of_a_step(config, tokenizer, rows)
+    operations = operations_of_a_step(config, tokenizer, batch)
     side = 2048 if devices.devices.flat[0].platform == "cpu" else 8192
     matrix = jax.random.normal(jax.random.key(1), (side, side), jnp.dtype(config.dtype))
     multiply = jax.jit(lambda a: a @ a)
@@ -132,7 +127,43 @@ def bench_step(options: argparse.Namespace, rest: list[str]) -> dict[str, float 
     }
 
 
-def operations_of_a_step(config, tokenizer, rows) -> float:
+class Made(NamedTuple):
+    """The step of a recipe on given devices, and what it works on."""
+
+    learner: Any
+    init: Callable  # key -> state
+    step: Callable  # jitted, not compiled: (state, which is donated, batch) -> (state, metrics)
+    shapes: Any  # of the state
+    shardings: Any  # of the state
+    by_rows: Any  # the sharding of a batch
+
+
+def make_step(config, tokenizer, devices) -> Made:
+    """As the training loop does; nothing is compiled yet, and no array is made."""
+    import jax
+
+    from agriclip_jax import mesh, recipe
+
+    learner, init = recipe.learner(config, tokenizer)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings, by_rows = mesh.state_sharding(devices, shapes), mesh.batch_sharding(devices, config.batch_size)
+    step = jax.jit(learner.step, donate_argnums=0, out_shardings=(shardings, None))
+    return Made(learner, init, step, shapes, shardings, by_rows)
+
+
+def begin(made: Made, config, tokenizer):
+    """A state at step 0 and a random batch, on the devices."""
+    import jax
+
+    from agriclip_jax import mesh, recipe
+
+    state = jax.jit(made.init, out_shardings=made.shardings)(jax.random.key(0))
+    needs, width = recipe.fields(config, made.learner), made.learner.towers["image"].config.features
+    rows = random_rows(config, recipe.views(config), needs, tokenizer, width)
+    return state, mesh.place_batch(rows, made.by_rows)
+
+
+def operations_of_a_step(config, tokenizer, batch) -> float:
     """Of the unrolled, not rematerialised step on all devices together, so that recomputation earns nothing."""
     import jax
 
@@ -144,8 +175,9 @@ def operations_of_a_step(config, tokenizer, rows) -> float:
         tower.unroll = 0
     learner, init = recipe.learner(counted, tokenizer)
     state = jax.eval_shape(init, jax.random.key(0))
+    batch = {name: jax.ShapeDtypeStruct(row.shape, row.dtype) for name, row in batch.items()}
     with jax.default_device(jax.devices("cpu")[0]):  # the only platform that counts what it did not compile
-        return jax.jit(learner.step).lower(state, rows).cost_analysis()["flops"]
+        return jax.jit(learner.step).lower(state, batch).cost_analysis()["flops"]
 
 
 def bench_compile(options: argparse.Namespace, rest: list[str]) -> dict[str, float | str]:
@@ -160,7 +192,7 @@ def bench_compile(options: argparse.Namespace, rest: list[str]) -> dict[str, flo
     from jax.experimental import topologies
 
     from agriclip_jax import config as configs
-    from agriclip_jax import mesh, recipe
+    from agriclip_jax import mesh
     from agriclip_jax.data.tokenizers import train as train_tokenizer
 
     chip = (options.topology or "").partition(":")[0]
@@ -176,18 +208,16 @@ def bench_compile(options: argparse.Namespace, rest: list[str]) -> dict[str, flo
     except (RuntimeError, ValueError) as error:
         raise UserError(f"--topology={options.topology}: {' '.join(str(error).split())[:200]}") from None
     devices = mesh.make(config.mesh, described.devices)
-    learner, init = recipe.learner(config, tokenizer)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings, by_rows = mesh.state_sharding(devices, shapes), mesh.batch_sharding(devices, config.batch_size)
-    batch = shapes_of_a_batch(config, learner, tokenizer)
+    made = make_step(config, tokenizer, devices)
+    batch = shapes_of_a_batch(config, made.learner, tokenizer)
     arguments = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        (shapes, batch),
-        (shardings, dict.fromkeys(batch, by_rows)),
+        (made.shapes, batch),
+        (made.shardings, dict.fromkeys(batch, made.by_rows)),
     )
-    step, began = jax.jit(learner.step, donate_argnums=0, out_shardings=(shardings, None)), time.perf_counter()
+    began = time.perf_counter()
     try:
-        compiled = step.lower(*arguments).compile()
+        compiled = made.step.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -339,21 +369,15 @@ def steps_in_turn(recipes: dict, repeats: int) -> tuple[dict, dict]:
     """
     import jax
 
-    from agriclip_jax import mesh, recipe
+    from agriclip_jax import mesh
     from agriclip_jax.data.tokenizers import train as train_tokenizer
 
     compiled, states, batches = {}, {}, {}
     tokenizer = train_tokenizer(list(KEYWORDS), 600)
     for name, config in recipes.items():
-        devices = mesh.make(config.mesh)
-        learner, init = recipe.learner(config, tokenizer)
-        shardings = mesh.state_sharding(devices, jax.eval_shape(init, jax.random.key(0)))
-        state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-        needs = recipe.fields(config, learner)
-        rows = random_rows(config, recipe.views(config), needs, tokenizer, learner.towers["image"].config.features)
-        batches[name] = mesh.place_batch(rows, mesh.batch_sharding(devices, config.batch_size))
-        step = jax.jit(learner.step, donate_argnums=0, out_shardings=(shardings, None))
-        compiled[name] = step.lower(state, batches[name]).compile()
+        made = make_step(config, tokenizer, mesh.make(config.mesh))
+        state, batches[name] = begin(made, config, tokenizer)
+        compiled[name] = made.step.lower(state, batches[name]).compile()
         states[name], _ = compiled[name](state, batches[name])
     jax.block_until_ready(states)
 
