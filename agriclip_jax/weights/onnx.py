@@ -148,6 +148,7 @@ def convert(tower: Tower, path: Path) -> None:
         primitives = jaxpr_as_fun(jax.make_jaxpr(embed)(rows))
         function = lambda rows: primitives(rows)[0]  # noqa: E731
     graph = to_onnx(function, [rows], opset=OPSET, input_names=["rows"], output_names=["embeddings"])
+    _as_matmul(graph.graph.node)
     onnx.save(graph, path)
     # The layers are slices of stacked parameters. onnxruntime makes arrays of them, which can then be quantised.
     options = onnxruntime.SessionOptions()
@@ -161,6 +162,15 @@ def convert(tower: Tower, path: Path) -> None:
     graph.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, path)
+
+
+def _as_matmul(nodes: Any) -> None:
+    """Changes `1 A B + 0 C`, which is jax2onnx's product of two matrices, to `A B`, the one that is quantised."""
+    for node in nodes:
+        given = {attribute.name: attribute.i or attribute.f for attribute in node.attribute}
+        if node.op_type == "Gemm" and given == {"alpha": 1, "beta": 0}:
+            node.op_type = "MatMul"
+            del node.attribute[:], node.input[2:]
 
 
 def _only_by_primitives(config: Any) -> bool:
