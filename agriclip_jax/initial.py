@@ -34,6 +34,7 @@ ASSUMED = (
 )
 # Parts of a tower that may be made anew, or left behind.
 REPLACEABLE = ("projection", "mask", "head_blocks", "head_norm")
+MOST = ("text.vocab_size",)  # of which a recipe says the most there may be, and a source how many there are
 RECIPES_OWN = ("drop_path", "token_keep", "unroll", "tokenizer")  # of a tower's keys; the others its source decides
 
 
@@ -198,7 +199,7 @@ def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[
     notes = list(_notes(config, found, decided))
     for key, value in decided.items():
         given = configs.get(config, key)
-        if key not in explicit or configs.same(given, value):
+        if key not in explicit or configs.same(given, value) or (key in MOST and given > value):
             configs.assign(config, key, value)
         elif key in ASSUMED:
             notes.append(f"config.{key}: {given}, set by hand, in place of {value}")
@@ -248,8 +249,9 @@ def recall(config: ConfigDict, then: ConfigDict, explicit: Collection[str] = ())
     of_both = then.init.model or then.init.image == then.init.text
     shared = ["embed_dim", "logit_bias", *(["temperature"] if of_both else [])]
     for key in [*shared, *keys] if towers else ():
-        if key not in explicit:
-            configs.assign(config, key, configs.get(then, key))
+        had = configs.get(then, key)
+        if key not in explicit or (key in MOST and configs.get(config, key) > had):
+            configs.assign(config, key, had)
     configs.check_views(config)
 
 

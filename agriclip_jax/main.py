@@ -50,11 +50,13 @@ def run(argv: Sequence[str]) -> int:
     given = configs.overrides(rest)
     planned = configs.stages(options.config, given)
     start_jax(options)
-    from agriclip_jax import stages
+    from agriclip_jax import runs, stages
 
     command = shlex.join([sys.executable, "-m", "agriclip_jax.main", *(a for a in argv if a != "--extend")])
     whole = configs.load(options.config) if planned[0].name else planned[0].config
     workdir = Path(options.workdir or f"runs/{whole.recipe}")
+    if planned[0].name and runs.is_run(workdir):
+        raise UserError(f"{workdir} holds a run; a recipe of stages makes a folder of each, so name another --workdir")
     for stage in planned:
         ended = stages.run(
             stage.config, workdir / stage.name, explicit=stage.explicit, extend=options.extend, command=command

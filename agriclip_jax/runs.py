@@ -259,7 +259,10 @@ def tokenizer_of(
     elif config.text.tokenizer:
         tokenizer = tokenizers.Tokenizer.load(config.text.tokenizer)
     else:
-        tokenizer = tokenizers.train(captions, config.text.vocab_size)
+        try:
+            tokenizer = tokenizers.train(captions, config.text.vocab_size)
+        except UserError as error:
+            raise UserError(f"config.text.vocab_size: {error}") from None
     if cut := tokenizer.truncated(captions, length):
         say(f"captions: {cut} of {len(captions)} are longer than config.text.context_length={length} and are cut")
     return tokenizer

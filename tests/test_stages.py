@@ -17,8 +17,9 @@ from agriclip_jax.data.views import load_view
 from agriclip_jax.errors import UserError
 
 RECIPE = "configs/agriclip.py"
-# The recipe's own objectives, and steps enough for towers that differ.
-SMALL = {k: v for k, v in tiny.SMALL.items() if not k.startswith("objectives")} | {"checkpoint.every": "4"}
+# The recipe's own objectives, steps enough for towers that differ, and more ids than the captions have merges for.
+SMALL = {k: v for k, v in tiny.SMALL.items() if not k.startswith("objectives")}
+SMALL |= {"checkpoint.every": "4", "text.vocab_size": "20000"}
 
 
 def arguments(workdir, data, *, recipe=RECIPE, **given):
@@ -55,6 +56,11 @@ def test_what_the_stages_leave_is_a_model_like_any_other(finished, corpus):
     np.testing.assert_allclose(aligned.look(images)[0], teacher.look(images)[0], atol=1e-5)
     for name in ("zeroshot.json", "report.html", "aligner.json", "parameters.txt", "tokenizer.json"):
         assert (finished / "align" / name).is_file()
+
+
+def test_a_run_of_its_own_is_no_place_for_its_stages(finished, corpus):
+    with pytest.raises(UserError, match=r"clip holds a run; a recipe of stages makes a folder of each"):
+        command.run(arguments(finished / "clip", corpus))
 
 
 def test_tools_take_it_like_any_other_run(finished, corpus, tmp_path, monkeypatch, capsys):
