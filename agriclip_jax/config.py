@@ -398,6 +398,11 @@ def stages(spec: str, overrides: Mapping[str, str]) -> list[Stage]:
       UserError: as `load` does.
     """
     names = load(spec).stages
+    if wrong := [key for key in overrides if key == "stages" or (key.startswith("stages.") and key.count(".") < 2)]:
+        raise UserError(
+            f"config.{wrong[0]}: a recipe says itself of which stages it is; run one by the word stage=NAME, or set "
+            "a key of one by --config.stages.NAME.KEY=VALUE"
+        )
     if not names:
         return [Stage("", load(spec, overrides), frozenset(overrides))]
     path, _, arg = spec.partition(":")
@@ -513,8 +518,9 @@ def check(config: ConfigDict) -> None:
     _check_keys(config.to_dict(), SCHEMA, "config")
     flat = flatten(config.to_dict())
     for path, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"config.{path.replace('/', '.')}: {value} is not finite")
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, float) and not math.isfinite(part):
+                raise UserError(f"config.{path.replace('/', '.')}: {part} is not finite")
     for words, holds, paths in BOUNDS:
         for path in paths.split():
             value = flat[path]
