@@ -48,9 +48,10 @@ def test_a_store_gives_back_what_it_was_filled_with_also_when_filling_was_stoppe
         np.testing.assert_array_equal(np.stack([store[i] for i in range(len(store))]), whole)
 
 
-def test_a_damaged_shard_is_one_line(tmp_path):
+@pytest.mark.parametrize("content", [b"no array", b"", b"PK\x03\x04"])
+def test_a_damaged_shard_is_one_line(tmp_path, content):
     list(feature_store.fill(tmp_path, [np.zeros((3, 2), np.float32)]))
-    (tmp_path / "00000.npy").write_bytes(b"no array")
+    (tmp_path / "00000.npy").write_bytes(content)
     with pytest.raises(UserError, match=r"00000.npy is damaged .*; remove it"):
         feature_store.count(tmp_path)
 

@@ -1,6 +1,7 @@
 """Features of a corpus on disk: computed once by a tower that is not trained, read by index ever after."""
 
 import io
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -96,5 +97,5 @@ def _rows(file: Path) -> int:
         if array.dtype != np.float32 or array.ndim != 2:
             raise ValueError(f"{array.dtype} {array.shape}")
         return len(array)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is damaged ({error}); remove it, and its features are computed anew") from None
