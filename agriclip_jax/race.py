@@ -199,12 +199,16 @@ class Race:
           compared: names that the tables need.
 
         Raises:
-          UserError, RunFailure: as `run` does; before anything is trained where the suite or a recipe cannot be read,
-            or a name that is compared is neither raced nor has it a record.
+          UserError, RunFailure: as `run` does; before anything is trained where the suite, a task of it or a recipe
+            cannot be read, a recipe sets what the race does, or a name that is compared is neither raced nor has it a
+            record.
         """
         # What would end a race after hours is told now.
-        suite.read(self.suite, ("zeroshot",))
+        suite.load(suite.read(self.suite, ("zeroshot",)), seen={})
         for entry in entries:
+            for key in entry.given:
+                if flag := {"seed": "--seeds", "total_steps": "--budget"}.get(key.rpartition(".")[2]):
+                    raise UserError(f"{entry.name}: config.{key} is the race's own; give {flag}")
             self._key(entry, 0)
         for name in compared:
             there = self.records.glob(f"{self.suite.stem}.{self.setting}.{_slug(name)}.{self.budget}.*.json")

@@ -211,10 +211,7 @@ def test_a_task_that_a_run_lacks_counts_for_none():
 
 
 def test_the_page_and_the_plots_say_it_too(tmp_path):
-    for r in RACE:
-        (tmp_path / f"s.cpu.{r['recipe']}.{r['budget']}.seed{r['seed']}.json").write_text(
-            json.dumps(r), encoding="utf-8"
-        )
+    put(tmp_path, *RACE)
     found = standings.read(tmp_path, suite="s", setting="cpu", names=["contrastive", "joint"])
     assert len(found) == len(RACE)
     text = standings.write(found, tmp_path / "out", "contrastive")
@@ -224,13 +221,44 @@ def test_the_page_and_the_plots_say_it_too(tmp_path):
     assert (tmp_path / "out" / "plot-4s.svg").is_file()
 
 
+def put(folder, *records):
+    for r in records:
+        (folder / f"s.cpu.{r['recipe']}.{r['budget']}.seed{r['seed']}.json").write_text(json.dumps(r), encoding="utf-8")
+
+
+def test_a_baseline_that_was_raced_before_is_in_the_table(tmp_path, monkeypatch, capsys):
+    put(tmp_path, *RACE)
+    flags = ["--suite=s.yaml", f"--records={tmp_path}", f"--out={tmp_path / 'out'}", "--recipes=joint", "--only_table"]
+    code, said = tiny.call(monkeypatch, capsys, "compare.py", *flags)
+    assert code == 0 and "| contrastive | 3 |" in said.out and "| joint | 3 |" in said.out, said.err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda r: r.pop("steps"),
+        lambda r: r.update(seed="1"),
+        lambda r: r.update(tasks=[]),
+        lambda r: r.update(parameters={}),
+        lambda r: r["tasks"]["in domain0"].update(right="zz"),
+        lambda r: r["tasks"]["in domain0"].update(right="00"),
+        lambda r: r["tasks"]["in domain0"].pop("photos"),
+        lambda r: r["tasks"].update({"in domain0": None}),
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path, damage):
+    one = json.loads(json.dumps(RACE[0]))
+    damage(one)
+    (tmp_path / "s.cpu.x.json").write_text(json.dumps(one), encoding="utf-8")
+    with pytest.raises(UserError, match=r"s\.cpu\.x\.json is damaged"):
+        standings.read(tmp_path, suite="s", setting="cpu")
+
+
 def test_the_marked_sections_of_a_page_are_written_from_the_records_beside_it_and_nothing_else_is(
     tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "results").mkdir()
-    for r in RACE:
-        file = f"s.cpu.{r['recipe']}.{r['budget']}.seed{r['seed']}.json"
-        (tmp_path / "results" / file).write_text(json.dumps(r), encoding="utf-8")
+    put(tmp_path / "results", *RACE)
     page = tmp_path / "page.md"
     marker = "<!-- race: --suite=s --budgets=8steps --plot=first contrastive joint -->"
     page.write_text(f"# Results\n\n{marker}\nold\n<!-- race: end -->\n\nThe rest.\n", encoding="utf-8")
@@ -287,6 +315,18 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
             ["--recipes=contrastive", "--budget=8steps", "--suite=knn.yaml"],
             "the suite knn.yaml does not ask 'zeroshot'",
         ),
+        (
+            ["--recipes=contrastive", "--budget=8steps", "--config.seed=7"],
+            "config.seed is the race's own; give --seeds",
+        ),
+        (
+            ["--recipes=joint+stages.clip.total_steps=7", "--budget=8steps"],
+            "config.stages.clip.total_steps is the race's own; give --budget",
+        ),
+        (
+            ["--recipes=contrastive", "--budget=8steps", "--suite=nowhere.yaml"],
+            "the suite nowhere.yaml, task 1: nowhere: no such file or folder",
+        ),
         (["--only_table"], "holds no record of the suite"),
         (["--only_table", "--basline=joint"], "--basline=joint: nothing is trained for a table"),
     ],
@@ -296,6 +336,7 @@ def test_a_race_that_cannot_be_run_is_one_line_before_anything_is_trained(
 ):
     arguments = [f"--suite={race.ROOT / 'configs/suites/embedded.yaml'}", f"--out={tmp_path / 'out'}", *flags]
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "nowhere.yaml").write_text("tasks: [nowhere]\n", encoding="utf-8")
     (tmp_path / "knn.yaml").write_text("tasks: [embedded]\nmeasures: [knn]\n", encoding="utf-8")
     code, said = tiny.call(monkeypatch, capsys, "compare.py", *arguments)
     assert code == 2 and message in said.err and len(said.err.strip().splitlines()) == 1
@@ -371,7 +412,8 @@ def test_a_record_is_of_the_weights_that_its_recipe_starts_from(tmp_path, writte
 def test_a_race_is_run_stopped_gone_on_with_and_told(tmp_path, corpus, monkeypatch, capsys):
     suite = tmp_path / "small.yaml"
     suite.write_text(f"tasks: [{{photos: {corpus}, split: val}}]\nmeasures: [zeroshot]\n", encoding="utf-8")
-    shared = [f"--config.{k}={v}" for k, v in (tiny.SMALL | {"data.path": str(corpus), "log_every": "1"}).items()]
+    given = tiny.SMALL | {"data.path": str(corpus), "log_every": "1"}
+    shared = [f"--config.{k}={v}" for k, v in given.items() if k != "total_steps"]
     names = f"{RECIPE}+objectives.distill=0.0,{RECIPE},{RECIPE}@teacher"
     flags = [f"--suite={suite}", f"--out={tmp_path / 'race'}", f"--baseline={RECIPE}+objectives.distill=0.0"]
     raced = [*flags, f"--recipes={names}", "--seeds=0", "--budget=6steps", *shared]

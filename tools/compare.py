@@ -64,6 +64,7 @@ def main() -> int:
 
     records = Path(arguments.records or Path(arguments.out) / "records")
     names = [*filter(None, arguments.recipes.split(",")), *arguments.recipe]
+    compared = [arguments.baseline, *filter(None, [arguments.share_of])]
     if not arguments.only_table:
         shared = configs.overrides(rest)
         entries = [race.Entry(name, arguments.setting, shared) for name in names]
@@ -76,9 +77,9 @@ def main() -> int:
             arguments.keep,
             lambda line: print(line, flush=True),
         )
-        compared = [arguments.baseline, *filter(None, [arguments.share_of])]
         run.all(entries, race.numbers("--seeds", arguments.seeds), compared)
-    found = standings.read(records, suite=Path(arguments.suite).stem, setting=arguments.setting, names=names)
+    told = list(dict.fromkeys([*names, *compared])) if names else ()
+    found = standings.read(records, suite=Path(arguments.suite).stem, setting=arguments.setting, names=told)
     marked = [*filter(None, arguments.mark.split(","))]
     asked = {"by": arguments.by, "along": arguments.curve, "whole": arguments.share_of, "marked": marked}
     print(standings.write(found, Path(arguments.out), arguments.baseline, **asked))

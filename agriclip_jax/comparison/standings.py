@@ -20,6 +20,14 @@ ABOUT = (
     "the same seeds. Beside it stand the 95 % interval and p-value of other photos of the same tasks, asked of these "
     "very models (sign-flip test), and of other seeds, the recipes trained anew (paired t-test)."
 )
+# What a record holds, and of which kind it is.
+HOLDS = (
+    *((name, str) for name in ("recipe", "budget", "settings")),
+    *((name, int) for name in ("seed", "steps", "images")),
+    ("accelerator_seconds", int | float),
+    ("devices", list),
+    *((name, dict) for name in ("given", "parameters", "tasks")),
+)
 TICKS = 6  # numbers along a curve that are all written at its axis
 JUDGED = ("of other photos", "p", "of other seeds", "p")
 
@@ -84,13 +92,27 @@ def read(
       UserError: there is none, or one is damaged.
     """
     files = sorted(folder.glob(f"{suite}.{setting}.*.json"))
-    found = [read_record(file, "recipe", "seed", "budget", "settings", "tasks") for file in files]
+    found = [_record(file) for file in files]
     found = [record for record in found if not names or record["recipe"] in names]
     found = [record for record in found if not budgets or record["budget"] in budgets]
     if not found:
         raise UserError(f"{folder} holds no record of the suite {suite} and the setting {setting}")
     order = {name: place for place, name in enumerate(names)}
     return sorted(found, key=lambda r: (order.get(r["recipe"], 0), r["recipe"], r["seed"]))
+
+
+def _record(file: Path) -> Record:
+    record = read_record(file, *(name for name, _ in HOLDS))
+    try:
+        if wrong := [name for name, kind in HOLDS if not isinstance(record[name], kind)]:
+            raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
+        for name, task in record["tasks"].items():
+            if len(right(task)) != task["images"] or not {"photos", "chance", "group", "domain"} <= task.keys():
+                raise ValueError(f"what it says of {name} is not whole")
+        _ = record["parameters"]["trained"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({error}); remove it, and its run is made anew") from None
+    return record
 
 
 def standings(found: Iterable[Record], baseline: str, by: str) -> dict[str, list[Standing]]:
