@@ -327,6 +327,8 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
             ["--recipes=contrastive", "--budget=8steps", "--suite=nowhere.yaml"],
             "the suite nowhere.yaml, task 1: nowhere: no such file or folder",
         ),
+        (["--recipes=contrastive", "--budget=8steps", "--out=knn.yaml"], "knn.yaml"),
+        (["--recipes=contrastive", "--budget=8steps", "--records=knn.yaml"], "knn.yaml"),
         (["--only_table"], "holds no record of the suite"),
         (["--only_table", "--basline=joint"], "--basline=joint: nothing is trained for a table"),
     ],

@@ -61,11 +61,14 @@ def main() -> int:
     from agriclip_jax import config as configs
     from agriclip_jax import race
     from agriclip_jax.comparison import standings
+    from agriclip_jax.files import check_file
 
     records = Path(arguments.records or Path(arguments.out) / "records")
     names = [*filter(None, arguments.recipes.split(",")), *arguments.recipe]
     compared = [arguments.baseline, *filter(None, [arguments.share_of])]
+    check_file(Path(arguments.out) / "report.html")
     if not arguments.only_table:
+        check_file(records / "any.json")
         shared = configs.overrides(rest)
         entries = [race.Entry(name, arguments.setting, shared) for name in names]
         run = race.Race(
