@@ -16,9 +16,9 @@ test-slow: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow
 
 parity: .venv-parity/ready
-	.venv-parity/bin/python -m pytest tests/parity -m parity
+	.venv-parity/bin/python -m pytest tests/parity -n 2 --dist loadfile -m parity
 
-# The same, and writes what was seen into docs/weights.md.
+# The same one after the other, and writes what was seen into docs/weights.md.
 parity-table: .venv-parity/ready
 	.venv-parity/bin/python -m pytest tests/parity -m parity --write-table
 

@@ -278,6 +278,13 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "total_steps batch_size data/unpaired_batch eval_every checkpoint/every",
     ),
     ("at most 16,384", lambda v: v <= 16_384, "image_size"),
+    (
+        "at most 1,048,576",
+        lambda v: v <= 1 << 20,
+        "embed_dim image/width image/depth image/heads image/mlp image/head_blocks image/registers text/width "
+        "text/depth text/heads text/mlp text/context_length distill/hidden distill/bottleneck distill/prototypes "
+        "peft/rank peft/bottleneck peft/length",
+    ),
     ("from 0.25 to 1", lambda v: 0.25 <= v <= 1, "image/crop_share"),
     ("at most 4,294,967,295", lambda v: v < 1 << 32, "seed data/label_seed"),
     ("at least 2, a start and an end", lambda v: v >= 2, "text/context_length"),
@@ -413,7 +420,13 @@ def stages(spec: str, overrides: Mapping[str, str]) -> list[Stage]:
     for name in names:
         given = {key: text for key, text in overrides.items() if key not in of_one}
         given |= {parts[2]: overrides[key] for key, parts in of_one.items() if parts[1] == name}
-        config = load(f"{path}:{','.join(filter(None, [arg, f'stage={name}']))}", given)
+        try:
+            config = load(f"{path}:{','.join(filter(None, [arg, f'stage={name}']))}", given)
+        except UserError as error:
+            told = str(error)
+            for key, parts in of_one.items():
+                told = told.replace(f"config.{parts[2]}:", f"config.{key}:") if parts[1] == name else told
+            raise UserError(told) from None
         plan.append(Stage(name, config, frozenset(given)))
     return plan
 

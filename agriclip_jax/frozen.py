@@ -127,7 +127,7 @@ def remembered(
     folder = cache() / "features" / digest.hexdigest()[:24]
     source = alive.source(split)
     # One process looks: others might see a shard that it does not, and begin elsewhere.
-    if mesh.agreed(feature_store.count(folder)) < len(source):
+    if mesh.agreed(feature_store.count(folder, tower.network.config.features)) < len(source):
         start = mesh.agreed(feature_store.full(folder))
         say(f"features of {len(source) - start:,} photos are computed once and kept in {folder}")
         batches = look({"pooled": (tower, "pooled")}, source, batch_size, devices, start=start)

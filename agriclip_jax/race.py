@@ -22,9 +22,10 @@ import numpy as np
 
 from agriclip_jax import config as configs
 from agriclip_jax.comparison import standings
-from agriclip_jax.errors import RunFailure, UserError
+from agriclip_jax.errors import RunFailure, UserError, near_misses
 from agriclip_jax.evaluate import records, suite
 from agriclip_jax.files import read_record, write_json
+from agriclip_jax.objectives import has_teacher
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "configs" / "race.py"
@@ -190,22 +191,35 @@ class Race:
         write_json(file, record)
         return record
 
-    def all(self, entries: Sequence[Entry], seeds: Sequence[int], compared: Sequence[str] = ()) -> None:
+    def all(
+        self,
+        entries: Sequence[Entry],
+        seeds: Sequence[int],
+        compared: Sequence[str] = (),
+        marked: Sequence[str] = (),
+        along: str = "",
+    ) -> None:
         """Every recipe with every seed, as far as their records are not there; seed after seed.
 
         Args:
           entries: what is raced.
           seeds: of each.
           compared: names that the tables need.
+          marked: tasks that they mark.
+          along: what their curves go along, as of `standings.write`.
 
         Raises:
           UserError, RunFailure: as `run` does; before anything is trained where the suite, a task of it or a recipe
-            cannot be read, a recipe sets what the race does, or a name that is compared is neither raced nor has it a
-            record.
+            cannot be read, a recipe sets what the race does or has no teacher to measure, a name that is compared is
+            neither raced nor has it a record, a marked task is not of the suite, or no curve can be drawn.
         """
         # What would end a race after hours is told now.
-        suite.load(suite.read(self.suite, ("zeroshot",)), seen={})
+        asked = [task.name for task in suite.load(suite.read(self.suite, ("zeroshot",)), seen={})]
+        if unknown := [task for task in marked if task not in asked]:
+            raise UserError(f"--mark={unknown[0]}: {self.suite} has no such task{near_misses(unknown[0], asked)}")
         for entry in entries:
+            if entry.use == "teacher" and not (entry.training and has_teacher(entry.plan[-1].config)):
+                raise UserError(f"{entry.name}: {entry.trained} trains no teacher; leave out {TEACHER}")
             for key in entry.given:
                 if flag := {"seed": "--seeds", "total_steps": "--budget"}.get(key.rpartition(".")[2]):
                     raise UserError(f"{entry.name}: config.{key} is the race's own; give {flag}")
@@ -217,6 +231,10 @@ class Race:
                     f"{name} is what others are compared with, and is neither raced nor has it a record of "
                     f"{self.budget} in {self.records}; add it to --recipes, or name another by --baseline or --share_of"
                 )
+        varied = {entry.name for entry in entries if along in entry.given}
+        varied |= {name for name in compared if f"+{along}=" in name}
+        if along not in ("", "trained") and len(varied) < 2:
+            raise UserError(standings.NO_CURVE.format(along))
         for seed in seeds:
             for entry in entries:
                 self.run(entry, seed)

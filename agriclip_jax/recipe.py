@@ -136,12 +136,19 @@ def options_of(tower: vit.ViTConfig | resnet.ResNetConfig | text.TextConfig) -> 
 
 
 def views(config: ConfigDict) -> dict[str, ViewSpec]:
-    """The views of a config by name, those with a count of 0 left out; a size of 0 is `config.image_size`."""
-    return {
-        name: ViewSpec(**{**spec, "size": spec.size or config.image_size})
-        for name, spec in config.views.items()
-        if spec.count
-    }
+    """The views of a config by name, those with a count of 0 left out; a size of 0 is `config.image_size`.
+
+    Raises:
+      UserError: the ranges of one make no crop.
+    """
+    found = {}
+    for name, spec in config.views.items():
+        if spec.count:
+            try:
+                found[name] = ViewSpec(**{**spec, "size": spec.size or config.image_size})
+            except UserError as error:
+                raise UserError(f"config.views.{name}: {error}") from None
+    return found
 
 
 def eval_view(config: ConfigDict) -> EvalView:

@@ -112,10 +112,10 @@ def train(
     if begun:
         checkpoints = making.checkpoints(workdir)
         state, position = making.go_on(workdir, checkpoints)
-        say(f"continuing {workdir} from step {int(state.step)}: {what}", flush=True)
+        begins = f"continuing {workdir} from step {int(state.step)}"
     else:
         state = making.begin(sources, say)
-        say(f"new run in {workdir}: {what}", flush=True)
+        begins = f"new run in {workdir}"
     known, start = None, int(state.step)
     if config.data.frozen_features:
         began = time.perf_counter()
@@ -130,6 +130,7 @@ def train(
             batches.set_state(position)
     except UserError as error:
         raise UserError(f"{workdir / 'checkpoints' / str(start)}: {error}") from error
+    say(f"{begins}: {what}", flush=True)
     mesh.together("everyone has read the workdir")
     if first:
         held.enter_context(runs.claimed(workdir))

@@ -59,6 +59,8 @@ def test_values_are_read_as_the_keys_own_type():
             r"config.image_size: 70 is not a multiple of config.image.patch 12; use 60",
         ),
         ("image.depth", "-1", r"config.image.depth: -1 is not at least 0"),
+        ("embed_dim", "1000000000000", r"config.embed_dim: 1000000000000 is not at most 1,048,576"),
+        ("peft.rank", "1000000000", r"config.peft.rank: 1000000000 is not at most 1,048,576"),
         ("distill.prototypes", "0", r"config.distill.prototypes: 0 is not at least 1"),
         ("distill.student_temperature", "0", r"config.distill.student_temperature: 0.0 is not above 0"),
         ("optimizer.b1", "1.5", r"config.optimizer.b1: 1.5 is not at least 0 and below 1"),
@@ -201,7 +203,7 @@ def test_one_stage_of_a_recipe_and_a_recipe_without_stages_are_runs_like_any_oth
         ("", {"stages.two": "1"}, r"config.stages.two: a recipe says itself of which stages it is"),
         ("", {"stages": "('two',)"}, r"config.stages: a recipe says itself of which stages it is"),
         ("", {"stages.tow.seed": "1"}, r"--config.stages.tow: there is no such stage.*two"),
-        ("", {"stages.two.sede": "1"}, r"--config.sede: unknown key"),
+        ("", {"stages.two.sede": "1"}, r"--config.stages.two.sede: unknown key"),
     ],
 )
 def test_an_unknown_stage_or_word_is_one_line(two_stages, argument, given, message):

@@ -44,7 +44,7 @@ def test_a_store_gives_back_what_it_was_filled_with_also_when_filling_was_stoppe
         rest = whole[start:]
         assert sum(feature_store.fill(folder, iter([rest]), start)) == len(rest)
         store = FeatureStore(folder)
-        assert feature_store.count(folder) == len(store) == len(whole)
+        assert feature_store.count(folder, 3) == len(store) == len(whole)
         np.testing.assert_array_equal(np.stack([store[i] for i in range(len(store))]), whole)
 
 
@@ -53,7 +53,13 @@ def test_a_damaged_shard_is_one_line(tmp_path, content):
     list(feature_store.fill(tmp_path, [np.zeros((3, 2), np.float32)]))
     (tmp_path / "00000.npy").write_bytes(content)
     with pytest.raises(UserError, match=r"00000.npy is damaged .*; remove it"):
-        feature_store.count(tmp_path)
+        feature_store.count(tmp_path, 2)
+
+
+def test_a_shard_of_another_width_is_one_line(tmp_path):
+    list(feature_store.fill(tmp_path, [np.zeros((3, 2), np.float32)]))
+    with pytest.raises(UserError, match=r"00000.npy is damaged \(float32 \(3, 2\)\); remove it"):
+        feature_store.count(tmp_path, 4)
 
 
 def test_a_step_on_kept_features_is_the_step_on_their_images():

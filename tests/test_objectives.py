@@ -21,7 +21,7 @@ from agriclip_jax import rules
 from agriclip_jax.data import masks
 from agriclip_jax.encoders.vit import ImageFeatures
 from agriclip_jax.errors import UserError
-from agriclip_jax.objectives import Parameters, Want
+from agriclip_jax.objectives import Parameters, Want, has_teacher
 from agriclip_jax.state import batch_fields
 
 ONLY = {"objectives__contrastive": 0, "objectives__distill": 0}
@@ -430,3 +430,10 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(keys, message, corpus
             [f"--config={tiny.RECIPE}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in keys.items())]
         )
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize("name", ["contrastive", "distill", "gram", "ibot", "koleo", "siglip"])
+def test_which_objectives_have_a_teacher_is_known_before_they_are_built(name):
+    config = settings(name, **(BIAS if name == "siglip" else {}))
+    learner, _ = tiny.learner(config)
+    assert has_teacher(config) == bool(learner.objectives[name].teacher)

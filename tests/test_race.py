@@ -327,6 +327,19 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
             ["--recipes=contrastive", "--budget=8steps", "--suite=nowhere.yaml"],
             "the suite nowhere.yaml, task 1: nowhere: no such file or folder",
         ),
+        (
+            ["--recipes=contrastive,contrastive@teacher", "--budget=8steps"],
+            "contrastive@teacher: contrastive trains no teacher; leave out @teacher",
+        ),
+        (
+            ["--recipes=contrastive,three_stage@teacher", "--budget=8steps"],
+            "three_stage@teacher: three_stage trains no teacher",
+        ),
+        (["--recipes=contrastive", "--budget=8steps", "--mark=cows"], "--mark=cows:"),
+        (
+            ["--recipes=contrastive,joint+batch_size=8", "--budget=8steps", "--curve=batch_size"],
+            "--curve=batch_size: fewer than two recipes have it",
+        ),
         (["--recipes=contrastive", "--budget=8steps", "--out=knn.yaml"], "knn.yaml"),
         (["--recipes=contrastive", "--budget=8steps", "--records=knn.yaml"], "knn.yaml"),
         (["--only_table"], "holds no record of the suite"),

@@ -65,6 +65,7 @@ def main() -> int:
 
     records = Path(arguments.records or Path(arguments.out) / "records")
     names = [*filter(None, arguments.recipes.split(",")), *arguments.recipe]
+    marked = [*filter(None, arguments.mark.split(","))]
     compared = [arguments.baseline, *filter(None, [arguments.share_of])]
     check_file(Path(arguments.out) / "report.html")
     if not arguments.only_table:
@@ -80,10 +81,9 @@ def main() -> int:
             arguments.keep,
             lambda line: print(line, flush=True),
         )
-        run.all(entries, race.numbers("--seeds", arguments.seeds), compared)
+        run.all(entries, race.numbers("--seeds", arguments.seeds), compared, marked, arguments.curve)
     told = list(dict.fromkeys([*names, *compared])) if names else ()
     found = standings.read(records, suite=Path(arguments.suite).stem, setting=arguments.setting, names=told)
-    marked = [*filter(None, arguments.mark.split(","))]
     asked = {"by": arguments.by, "along": arguments.curve, "whole": arguments.share_of, "marked": marked}
     print(standings.write(found, Path(arguments.out), arguments.baseline, **asked))
     print(f"report: {Path(arguments.out) / 'report.html'}")

@@ -28,6 +28,7 @@ HOLDS = (
     ("devices", list),
     *((name, dict) for name in ("given", "parameters", "tasks")),
 )
+NO_CURVE = "--curve={0}: fewer than two recipes have it; name them as NAME+{0}=VALUE"
 TICKS = 6  # numbers along a curve that are all written at its axis
 JUDGED = ("of other photos", "p", "of other seeds", "p")
 
@@ -440,7 +441,7 @@ def _places(found: Sequence[Record], along: str) -> dict[str, float]:
             except ValueError:
                 raise UserError(f"--curve={along}: {value!r} of {record['recipe']} is no number") from None
     if len(places) < 2:
-        raise UserError(f"--curve={along}: fewer than two recipes have it; name them as NAME+{along}=VALUE")
+        raise UserError(NO_CURVE.format(along))
     return places
 
 

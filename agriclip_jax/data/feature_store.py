@@ -44,13 +44,13 @@ def shards(folder: Path | str) -> list[Path]:
     return found
 
 
-def count(folder: Path | str) -> int:
-    """How many examples have their features there.
+def count(folder: Path | str, width: int) -> int:
+    """How many examples have their features, of a width, there.
 
     Raises:
-      UserError: a shard is damaged.
+      UserError: a shard is damaged, or of another width.
     """
-    return sum(map(_rows, shards(folder)))
+    return sum(_rows(file, width) for file in shards(folder))
 
 
 def full(folder: Path | str) -> int:
@@ -91,10 +91,10 @@ def _write(file: Path, rows: np.ndarray) -> int:
     return len(rows)
 
 
-def _rows(file: Path) -> int:
+def _rows(file: Path, width: int = 0) -> int:
     try:
         array = np.load(file, mmap_mode="r")
-        if array.dtype != np.float32 or array.ndim != 2:
+        if array.dtype != np.float32 or array.ndim != 2 or (width and array.shape[1] != width):
             raise ValueError(f"{array.dtype} {array.shape}")
         return len(array)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -69,15 +69,15 @@ class ViewSpec:
     def __post_init__(self):
         for name in ("scale", "ratio", "sigma"):
             if len(getattr(self, name)) != 2:
-                raise UserError(f"views: {name} is {getattr(self, name)}; it needs a least and a greatest value")
+                raise UserError(f"{name} is {getattr(self, name)}; it needs a least and a greatest value")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise UserError(f"views: scale is {self.scale}; it needs 0 < least <= greatest <= 1")
+            raise UserError(f"scale is {self.scale}; it needs 0 < least <= greatest <= 1")
         for name in ("ratio", "sigma"):
             least, greatest = getattr(self, name)
             if not 0 < least <= greatest:
-                raise UserError(f"views: {name} is {(least, greatest)}; it needs 0 < least <= greatest")
+                raise UserError(f"{name} is {(least, greatest)}; it needs 0 < least <= greatest")
         if self.count < 0 or self.size < 1 or len(self.jitter) != 4:
-            raise UserError(f"views: count {self.count}, size {self.size}, jitter {self.jitter} make no crop")
+            raise UserError(f"count {self.count}, size {self.size}, jitter {self.jitter} make no crop")
 
     @property
     def source_side(self) -> int:

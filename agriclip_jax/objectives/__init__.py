@@ -10,7 +10,7 @@ from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.objectives import classify, contrastive, distill, gram, ibot, koleo, sclip, siglip, start
 from agriclip_jax.objectives.base import IMAGE, Objective, Parameters, Want, is_chosen
 
-__all__ = ["IMAGE", "OBJECTIVES", "Objective", "Parameters", "Want", "build", "is_chosen"]
+__all__ = ["IMAGE", "OBJECTIVES", "Objective", "Parameters", "Want", "build", "has_teacher", "is_chosen"]
 
 OBJECTIVES: dict[str, Callable[[ConfigDict, Mapping[str, Network], Tokenizer], Objective]] = {
     "classify": classify.build,
@@ -23,6 +23,12 @@ OBJECTIVES: dict[str, Callable[[ConfigDict, Mapping[str, Network], Tokenizer], O
     "sclip": sclip.build,
     "siglip": siglip.build,
 }
+WITH_TEACHER = ("distill", "gram", "ibot")
+
+
+def has_teacher(config: ConfigDict) -> bool:
+    """Whether an objective that a configuration gives a weight reads a moving average."""
+    return any(is_chosen(config, name) for name in WITH_TEACHER)
 
 
 def build(config: ConfigDict, towers: Mapping[str, Network], tokenizer: Tokenizer) -> dict[str, Objective]:
