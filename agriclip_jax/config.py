@@ -374,7 +374,9 @@ def words(text: str, recipe: str, **known: Sequence[str]) -> dict[str, str]:
     for word in filter(None, text.split(",")):
         key, equals, value = word.partition("=")
         key, value = (key, value) if equals else ("variant", key)
-        if value not in known.get(key, ()) or key in chosen:
+        if key in chosen and key in known:
+            raise UserError(f"--config: configs/{recipe}.py: {key} is given twice, as {chosen[key]!r} and as {value!r}")
+        if value not in known.get(key, ()):
             choices = [v if k == "variant" else f"{k}={v}" for k, values in known.items() for v in values if v]
             raise UserError(f"--config: configs/{recipe}.py has no {word!r}{near_misses(word, choices)}")
         chosen[key] = value

@@ -199,7 +199,7 @@ def test_one_stage_of_a_recipe_and_a_recipe_without_stages_are_runs_like_any_oth
     [
         (":phots", {}, r"configs/two.py has no 'phots'.*photos"),
         (":stage=three", {}, r"has no 'stage=three'"),
-        (":stage=one,stage=one", {}, r"has no 'stage=one'"),
+        (":stage=one,stage=two", {}, r"stage is given twice, as 'one' and as 'two'"),
         ("", {"stages.two": "1"}, r"config.stages.two: a recipe says itself of which stages it is"),
         ("", {"stages": "('two',)"}, r"config.stages: a recipe says itself of which stages it is"),
         ("", {"stages.tow.seed": "1"}, r"--config.stages.tow: there is no such stage.*two"),
