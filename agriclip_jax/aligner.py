@@ -111,6 +111,14 @@ def _added(total: Sequence[np.ndarray] | None, sums: Sequence[jax.Array]) -> lis
     return parts if total is None else [a + b for a, b in zip(total, parts, strict=True)]
 
 
+def check_count(photos: int, features: int) -> None:
+    """Raises `UserError` where there are fewer photos than a `ridge` of so many features takes."""
+    if photos <= features:
+        raise UserError(
+            f"an aligner of {features} features cannot be fitted on {photos} photos; give more, or a smaller tower"
+        )
+
+
 def ridge(train: Moments, held_out: Moments, strengths: Sequence[float] = STRENGTHS) -> Fit:
     """The affine map that explains most on held-out pairs.
 
@@ -125,11 +133,7 @@ def ridge(train: Moments, held_out: Moments, strengths: Sequence[float] = STRENG
     Raises:
       UserError: fewer pairs than columns, or features that never vary.
     """
-    d1 = len(train.x)
-    if train.count <= d1:
-        raise UserError(
-            f"an aligner of {d1} features cannot be fitted on {train.count:.0f} photos; give more, or a smaller tower"
-        )
+    check_count(int(train.count), len(train.x))
     xx, xy, _ = _about(train, *_mean(train))
     values, vectors = np.linalg.eigh(xx / train.count)
     scale = values.mean()

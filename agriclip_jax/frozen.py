@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,9 +23,11 @@ from agriclip_jax.data.tokenizers import Tokenizer
 from agriclip_jax.data.views import EvalView
 from agriclip_jax.encoders import Network
 from agriclip_jax.errors import UserError
-from agriclip_jax.files import cache
+from agriclip_jax.files import cache, read_record, write_json
 from agriclip_jax.inference import Model
 from agriclip_jax.initial import Source
+
+PASS = "pass.json"  # beside kept features: what the pass over the photos cost
 
 
 class Frozen(NamedTuple):
@@ -107,10 +110,11 @@ def look(
 
 def remembered(
     tower: Frozen, alive: Alive, split: str, batch_size: int, devices: Mesh, say: Callable[[str], None]
-) -> FeatureStore:
-    """The pooled features of a split's photos: those kept in the cache, else computed now and kept there.
+) -> tuple[FeatureStore, float]:
+    """The pooled features of a split's photos, kept in the cache or computed now and kept there, and what they cost.
 
-    A pass that was stopped goes on where it was. Processes are to share the cache's file system.
+    That is the seconds that the whole pass took or, stopped and gone on with, would have at the speed of its last part.
+    Processes are to share the cache's file system.
 
     Raises:
       UserError: a photo is unreadable, or the cache cannot be written.
@@ -128,17 +132,20 @@ def remembered(
     source = alive.source(split)
     # One process looks: others might see a shard that it does not, and begin elsewhere.
     if mesh.agreed(feature_store.count(folder, tower.network.config.features)) < len(source):
-        start = mesh.agreed(feature_store.full(folder))
+        start, began = mesh.agreed(feature_store.full(folder)), time.perf_counter()
         say(f"features of {len(source) - start:,} photos are computed once and kept in {folder}")
         batches = look({"pooled": (tower, "pooled")}, source, batch_size, devices, start=start)
         blocks = (mesh.gathered(batch, devices) for batch in batches)
         rows = (block["pooled"][block[in_order.WEIGHT] > 0] for block in blocks)
         if jax.process_index() == 0:
             deque(feature_store.fill(folder, rows, start), maxlen=0)
+            share = (len(source) - start) / len(source)
+            write_json(folder / PASS, {"seconds": (time.perf_counter() - began) / share})
         else:
             deque(rows, maxlen=0)
         mesh.together("the features are written")
-    return FeatureStore(folder)
+    cost = folder / PASS
+    return FeatureStore(folder), read_record(cost, "seconds")["seconds"] if cost.is_file() else 0.0
 
 
 def _features(network: Network, wanted: str, params: Any, images: jax.Array) -> jax.Array:

@@ -270,9 +270,15 @@ class Race:
             speeds = {"key": key, "images_per_s": rates, "beside": seconds_beside(workdir)}
             write_json(file, speeds)
             shutil.rmtree(workdir)
-        share = max(self.budget.amount - speeds["beside"], 0) / len(entry.training)
+        share = (self.budget.amount - speeds["beside"]) / len(entry.training)
         batch = {stage.name: configs.images_per_step(stage.config) for stage in entry.plan}
-        return {n: max(int(share * speeds["images_per_s"][n] / batch[n]), 1) for n in entry.training}
+        steps = {name: int(share * speeds["images_per_s"][name] / batch[name]) for name in entry.training}
+        if min(steps.values()) < 1:
+            raise UserError(
+                f"--budget={self.budget}: {entry.name} takes {speeds['beside']:.0f} s beside training, which leaves no "
+                "step to one of its stages; give more"
+            )
+        return steps
 
     def _key(self, entry: Entry, seed: int) -> str:
         """Everything that decides a record, hashed, but for the code and the device, which it names."""

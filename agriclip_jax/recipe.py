@@ -35,7 +35,7 @@ def towers(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Network]:
     Raises:
       UserError: for names and sizes that do not exist or do not fit together.
     """
-    image = _resnet(config) if config.image.layers else _vit(config)
+    image = image_tower(config)
     # A tower that was trained elsewhere may have rows to spare; a fresh one has a row for each id.
     rows = config.text.vocab_size if config.init.model or config.init.text else tokenizer.vocab_size
     words = text.TextConfig(
@@ -49,6 +49,11 @@ def towers(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Network]:
         projection_bias=config.text.projection_bias,
     )
     return {"image": encoders.tower(image), "text": encoders.tower(words)}
+
+
+def image_tower(config: ConfigDict) -> vit.ViTConfig | resnet.ResNetConfig:
+    """What the image tower is; raises as `towers` does."""
+    return _resnet(config) if config.image.layers else _vit(config)
 
 
 def _vit(config: ConfigDict) -> vit.ViTConfig:

@@ -55,6 +55,17 @@ def run(config: ConfigDict, workdir: Path, *, explicit: Collection[str], extend:
         return train(config, workdir, explicit, extend, command, held)
 
 
+def check(plan: Sequence[configs.Stage]) -> None:
+    """Raises `UserError` for what would end a recipe after its first stages: an aligner that could not be fitted."""
+    by_name = {f"{initial.STAGE}{stage.name}": stage.config for stage in plan}
+    for config in (stage.config for stage in plan if stage.config.stage == "align"):
+        tower = by_name.get(config.init.image)
+        fresh = tower and not (tower.init.model or tower.init.image)  # else its sources say how wide it is
+        if fresh and config.align.fit == "ridge":
+            fitting, _ = _to_fit_and_to_judge(config, Alive.open(config.data.path or corpus.ensure()))
+            aligner.check_count(len(fitting), recipe.image_tower(tower).features)
+
+
 def train(
     config: ConfigDict,
     workdir: Path,
@@ -118,12 +129,11 @@ def train(
         begins = f"new run in {workdir}"
     known, start = None, int(state.step)
     if config.data.frozen_features:
-        began = time.perf_counter()
         tower = frozen.Frozen(learner.towers["image"], state.params["image"], recipe.eval_view(config))
-        kept = frozen.remembered(tower, alive, "train", config.batch_size, devices, say)
+        kept, seconds = frozen.remembered(tower, alive, "train", config.batch_size, devices, say)
         known = Examples(kept, chosen.paired.places)
         if not begun:
-            records[runs.FEATURES] = {"seconds": time.perf_counter() - began}
+            records[runs.FEATURES] = {"seconds": seconds}
     batches = recipe.batches(config, chosen, tokenizer, learner, known)
     try:
         if position is not None:
@@ -302,21 +312,16 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     tell = (lambda *_: None) if moved else say
     if runs.is_finished(workdir, config, data, extend=False, say=tell) and not moved:
         return True
-    fitting = selection.select(alive, "train", domains=config.data.domains).paired
+    fitting, holding = _to_fit_and_to_judge(config, alive)
     tokenizer = runs.tokenizer_of(workdir, config, sources, Selection(fitting), say)
-    try:
-        holding = selection.select(alive, "val", domains=config.data.domains).paired
-    except UserError:  # no such split, or nothing of these domains in it
-        holding = ()
-    if len(holding) < 2:  # one photo has no variance to explain
-        tenth = np.arange(len(fitting)) % 10 == 0
-        fitting, holding = (Examples(fitting, np.flatnonzero(rows)) for rows in (~tenth, tenth))
     learner, init = recipe.learner(config, tokenizer)
     making = _Making(config, learner, init, devices)
     given = initial.parameters(sources, making.shapes.params, making.shardings.params)
     projection = ("image/projection/kernel", "image/projection/bias")
     if fresh := sorted(set(initial.fresh(sources, making.shapes.params, given)) - {*projection}):
         raise UserError(f"an aligner fits no {fresh[0]}, which would stay at random; set config.image.head_blocks to 0")
+    if config.align.fit == "ridge":
+        aligner.check_count(len(fitting), learner.towers["image"].config.features)
     given |= jax.device_put({n: v for n, v in sources["text"].scale().items() if n in making.shapes.params})
     state = making.with_parameters({path: leaf for path, leaf in given.items() if path not in projection})
     ours = frozen.Frozen(learner.towers["image"], state.params["image"], recipe.eval_view(config))
@@ -363,6 +368,19 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     except UserError as error:
         raise RunFailure(str(error)) from error  # whatever it was: the run had begun
     return True
+
+
+def _to_fit_and_to_judge(config: ConfigDict, alive: Alive) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The photos that an aligner is fitted on, and those held out: of the validation split, else every tenth."""
+    fitting = selection.select(alive, "train", domains=config.data.domains).paired
+    try:
+        holding = selection.select(alive, "val", domains=config.data.domains).paired
+    except UserError:  # no such split, or nothing of these domains in it
+        holding = ()
+    if len(holding) < 2:  # one photo has no variance to explain
+        tenth = np.arange(len(fitting)) % 10 == 0
+        fitting, holding = (Examples(fitting, np.flatnonzero(rows)) for rows in (~tenth, tenth))
+    return fitting, holding
 
 
 def _collected(pairs: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -69,15 +69,15 @@ def get_config(words: str = "") -> ConfigDict:
     else:  # 16 patches: a third of the time of 36; a step of Muon costs as much as 64 images
         config.image_size, config.image.patch, config.views["local"].size = 64, 16, 32
         config.batch_size, config.data.unpaired_batch = 128, 2 * config.data.unpaired_batch
-        if stage == "adapt":
-            config.optimizer.learning_rate = RATES[name]
-        elif stage != "lit":
+        if stage not in ("adapt", "lit"):
             config.optimizer.learning_rate = 1e-3 if name == "supervised" else 2e-3
         if name == "sclip":  # of 10 % of the captions, keywords alone taught most
             config.sclip.caption_weight = 0.0
         if name == "joint":  # the cheapest there is: the student's part predicts the teacher's whole
             config.views["global"].count = config.views["local"].count = 1
             config.objectives.distill = 0.2
+    if stage == "adapt":
+        config.optimizer.learning_rate = RATES[name]
     if name == "fine":
         config.image.patch //= 2
     return config

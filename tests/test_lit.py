@@ -1,5 +1,7 @@
 """LiT: a locked image tower, its features computed once, kept, and trained on as if they were computed anew."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -151,6 +153,8 @@ def test_another_run_on_the_tower_and_a_continued_one_compute_nothing_anew(
     assert command.run(arguments(tmp_path / "run", corpus, "--extend", total_steps=6, **other)) == 0
     assert "computed once" not in capsys.readouterr().out and shard.stat().st_mtime_ns == made
     assert [shard] == list((locked / "cache" / "features").rglob("*.npy"))
+    costs = [json.loads((run / runs.FEATURES).read_text())["seconds"] for run in (locked / "run", tmp_path / "run")]
+    assert costs[0] == costs[1] > 0, "what is not computed anew cost what it cost"
 
 
 @pytest.mark.parametrize(

@@ -367,6 +367,12 @@ def test_every_recipe_of_the_race_is_whole_in_both_settings():
     assert len(set(names)) == len(names) >= 20
 
 
+@pytest.mark.parametrize("setting", ["cpu", "gpu"])
+def test_a_model_that_stays_unadapted_learns_nothing_in_either_setting(setting):
+    rates = {n: race.Entry(n, setting, {}).plan[-1].config.optimizer.learning_rate for n in ("unadapted", "full")}
+    assert rates == {"unadapted": 0.0, "full": 1e-3}
+
+
 def test_stages_that_recipes_have_alike_are_trained_once(tmp_path, monkeypatch):
     (tmp_path / "s.yaml").write_text("tasks: [embedded]\n", encoding="utf-8")
     one = race.Race(tmp_path / "s.yaml", race.budget("100steps"), tmp_path, tmp_path, "cpu", False, print)
@@ -406,6 +412,20 @@ def test_seconds_become_steps_by_the_speed_of_a_short_run_and_stages_share_them(
     assert one._steps(entry) == {"clip": 250, "distill": 25}
     rates = {"": 256.0}  # of images with captions and without: 128 of each in a step
     assert one._steps(race.Entry("sclip", "cpu", {})) == {"": 50}
+
+
+def test_seconds_that_a_pass_beside_training_uses_up_are_refused(tmp_path, monkeypatch):
+    def short(self, *arguments):
+        workdir = race.Path(next(a for a in arguments if a.startswith("--workdir=")).partition("=")[2])
+        for stage in ("clip", "distill", "align"):
+            (workdir / stage).mkdir(parents=True)
+            (workdir / stage / "metrics.jsonl").write_text('{"step": 9, "images_per_s": 100.0}', encoding="utf-8")
+        (workdir / "align" / "aligner.json").write_text('{"seconds": 10}', encoding="utf-8")
+
+    monkeypatch.setattr(race.Race, "_command", short)
+    one = race.Race(tmp_path / "s.yaml", race.budget("11s"), tmp_path, tmp_path, "cpu", False, print)
+    with pytest.raises(UserError, match=r"--budget=11s: three_stage takes 10 s beside training, which leaves no step"):
+        one._steps(race.Entry("three_stage", "cpu", {}))
 
 
 @pytest.mark.parametrize("written", ["weights.safetensors", "run/checkpoints/4/params/d"])
