@@ -1,7 +1,7 @@
 """An image tower from images alone: DINOv2 (arXiv 2304.07193), DINOv3's Gram anchoring (arXiv 2508.10104) if wanted.
 
 Distillation and iBOT with Sinkhorn targets and heads of their own, KoLeo. `configs/dinov2.py` runs on a laptop in
-minutes, `:photos` on ten thousand real photos there in half an hour, `:b16` on accelerators; `,gram=on` adds Gram
+minutes, `:photos` on ten thousand real photos there in hours, `:b16` on accelerators; `,gram=on` adds Gram
 anchoring to any (`:b16,gram=on`). The text tower stays untrained: what the features are worth, tools/probe.py tells; a
 text tower is fitted to them by a run with `init.image`.
 """

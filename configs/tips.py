@@ -2,7 +2,7 @@
 
 Contrastive learning on a global view, distillation of its local views, iBOT on the same view masked. The paper also
 has synthetic captions with a class token of their own, which this recipe has not. `configs/tips.py` runs on a laptop in
-minutes, `:photos` on ten thousand real photos there in an hour, `:b16` on accelerators.
+minutes, `:photos` on ten thousand real photos there in hours, `:b16` on accelerators.
 """
 
 from ml_collections import ConfigDict
