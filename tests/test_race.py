@@ -118,8 +118,14 @@ def test_tables_give_each_budget_apart_and_the_smaller_gain_last():
     assert list(made)[-1].startswith("The smaller gain")
     row = made["The smaller gain: in domain"].rows[0]
     gains = [float(cell) for cell in row[1:3]]
-    assert row[0] == "joint" and float(row[3]) == min(gains) and gains[0] > gains[1]
+    assert row[0] == "joint" and float(row[3]) == min(gains) and gains[0] < gains[1]
     assert made["8steps: what was spent"].rows[1] == ["joint", "8", "128", "4", "cpu"]
+
+
+def test_of_steps_alone_there_is_no_smaller_gain_and_fewer_come_first():
+    told = [record(name, 0, answers(0.5, 0), budget) for budget in ("16steps", "8steps") for name in ("a", "b")]
+    titles = [table.title for table in standings.tables(standings.by_budget(told, "a", "group"))]
+    assert titles[0].startswith("8steps") and not any(title.startswith("The smaller") for title in titles)
 
 
 def test_each_task_has_a_row_and_marked_ones_a_star_and_a_mean_without_them():
@@ -238,6 +244,7 @@ def test_a_baseline_that_was_raced_before_is_in_the_table(tmp_path, monkeypatch,
     [
         lambda r: r.pop("steps"),
         lambda r: r.update(seed="1"),
+        lambda r: r.update(budget="long"),
         lambda r: r.update(tasks=[]),
         lambda r: r.update(parameters={}),
         lambda r: r["tasks"]["in domain0"].update(right="zz"),

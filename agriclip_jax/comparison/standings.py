@@ -1,6 +1,7 @@
 """What the records of a race say: tables with intervals and tests against a baseline, and plots."""
 
 import io
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -28,6 +29,7 @@ HOLDS = (
     ("devices", list),
     *((name, dict) for name in ("given", "parameters", "tasks")),
 )
+BUDGET = r"(\d+)(steps|s)"
 NO_CURVE = "--curve={0}: fewer than two recipes have it; name them as NAME+{0}=VALUE"
 TICKS = 6  # numbers along a curve that are all written at its axis
 JUDGED = ("of other photos", "p", "of other seeds", "p")
@@ -107,6 +109,8 @@ def _record(file: Path) -> Record:
     try:
         if wrong := [name for name, kind in HOLDS if not isinstance(record[name], kind)]:
             raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
+        if not re.fullmatch(BUDGET, record["budget"]):
+            raise ValueError(f"budget is {record['budget']!r}")
         for name, task in record["tasks"].items():
             if len(right(task)) != task["images"] or not {"photos", "chance", "group", "domain"} <= task.keys():
                 raise ValueError(f"what it says of {name} is not whole")
@@ -164,16 +168,16 @@ def _standing(recipe: str, runs: Mapping[str, Any], baseline: str, tasks: Sequen
 
 
 def by_budget(found: Sequence[Record], baseline: str, by: str) -> list[Raced]:
-    """Each budget at which the baseline ran, in the order of their records; arguments and error as of `standings`."""
-    budgets = dict.fromkeys(record["budget"] for record in found if record["recipe"] == baseline)
+    """Each budget at which the baseline ran, the smallest number first; arguments and error as of `standings`."""
+    budgets = {record["budget"] for record in found if record["recipe"] == baseline}
     if not budgets:
         raise UserError(f"no record is of the baseline {baseline!r}; race it too, or name another by --baseline")
-    of = {each: [record for record in found if record["budget"] == each] for each in budgets}
+    of = {each: [r for r in found if r["budget"] == each] for each in sorted(budgets, key=_amount)}
     return [Raced(each, records, standings(records, baseline, by)) for each, records in of.items()]
 
 
 def tables(raced: Sequence[Raced], whole: str = "", marked: Sequence[str] | None = None) -> list[Table]:
-    """Of each budget what was spent and how the recipes stand, and of several the smaller of each recipe's gains.
+    """Of each budget what was spent and how the recipes stand; of steps and seconds together the smaller gain too.
 
     Args:
       raced: as from `by_budget`.
@@ -200,7 +204,8 @@ def tables(raced: Sequence[Raced], whole: str = "", marked: Sequence[str] | None
             for row in filter(lambda row: row.gain, rows):
                 gains.setdefault(name, {}).setdefault(row.recipe, {})[each] = row.gain.difference
     budgets = [each.budget for each in raced]
-    for name, recipes in gains.items() if len(budgets) > 1 else ():
+    units = {_amount(each)[1] for each in budgets}
+    for name, recipes in gains.items() if len(units) > 1 else ():
         rows = [
             [recipe, *(_points(seen[each]) for each in budgets), _points(min(seen.values()))]
             for recipe, seen in recipes.items()
@@ -208,6 +213,12 @@ def tables(raced: Sequence[Raced], whole: str = "", marked: Sequence[str] | None
         ]
         made.append(Table(f"The smaller gain: {name}", (name, *budgets, "smaller"), rows))
     return made
+
+
+def _amount(budget: str) -> tuple[int, str]:
+    """The number and the unit of a budget."""
+    number, unit = re.fullmatch(BUDGET, budget).groups()
+    return int(number), unit
 
 
 def _spent(each: str, found: Sequence[Record]) -> Table:
@@ -317,7 +328,8 @@ def write(
         pictures = "".join(f'<div class="picture">{svg[svg.index("<svg") :]}</div>' for svg in drawn.values())
         sections.append((each, pictures + "".join(_html(t) for t in made if t.title.startswith(f"{each}:"))))
     smaller = "".join(_html(table) for table in made if table.title.startswith("The smaller"))
-    sections.append(("The smaller gain", smaller))
+    if smaller:
+        sections.append(("The smaller gain", smaller))
     header = f"<p>{escape(about)}</p>"
     write_whole(out / "report.html", page.render("Recipes raced", "race", header, sections, STYLE))
     return text
