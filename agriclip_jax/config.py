@@ -275,12 +275,13 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "at most 2,147,483,647",
         lambda v: v < 1 << 31,
-        "total_steps batch_size data/unpaired_batch eval_every checkpoint/every",
+        "total_steps eval_every checkpoint/every",
     ),
     ("at most 16,384", lambda v: v <= 16_384, "image_size"),
     (
         "at most 1,048,576",
         lambda v: v <= 1 << 20,
+        "batch_size data/unpaired_batch "
         "embed_dim image/width image/depth image/heads image/mlp image/head_blocks image/registers text/width "
         "text/depth text/heads text/mlp text/context_length distill/hidden distill/bottleneck distill/prototypes "
         "peft/rank peft/bottleneck peft/length",

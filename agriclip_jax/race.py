@@ -69,8 +69,13 @@ class Entry:
 
     @property
     def base(self) -> str:
-        """The name without keys and teacher."""
-        return self.trained.split("+")[0]
+        """The name without keys and teacher; raises UserError for one that is a key or a word."""
+        base = self.trained.split("+")[0]
+        if "=" in base and ".py" not in base:
+            raise UserError(
+                f"--recipes: {base!r} is no recipe; a key of one is NAME+KEY=VALUE, sizes are --setting=cpu|gpu"
+            )
+        return base
 
     @property
     def own(self) -> dict[str, str]:
@@ -161,10 +166,9 @@ class Race:
           RunFailure: a run failed.
         """
         file, key = self.file(entry, seed), self._key(entry, seed)
+        if (record := self._known(entry, seed)) is not None:
+            return record
         if file.is_file():
-            record = read_record(file, "key", "tasks")
-            if record["key"] == key:
-                return record
             self.say(f"{file.name} is of another recipe, other data or another suite; it is made anew")
         self.say(f"{entry.name}, seed {seed}, {self.budget}")
         steps = self._steps(entry)
@@ -190,6 +194,12 @@ class Race:
         record = {"key": key, "settings": self._settings(entry), **self._record(entry, seed, workdir, final)}
         write_json(file, record)
         return record
+
+    def _known(self, entry: Entry, seed: int) -> dict[str, Any] | None:
+        """The record of a run where it is there and of the same things."""
+        file = self.file(entry, seed)
+        record = read_record(file, "key", "tasks") if file.is_file() else None
+        return record if record and record["key"] == self._key(entry, seed) else None
 
     def all(
         self,
@@ -231,10 +241,13 @@ class Race:
                     f"{name} is what others are compared with, and is neither raced nor has it a record of "
                     f"{self.budget} in {self.records}; add it to --recipes, or name another by --baseline or --share_of"
                 )
-        varied = {entry.name for entry in entries if along in entry.given}
-        varied |= {name for name in compared if f"+{along}=" in name}
+        also = [Entry(name, self.setting, {}) for name in compared]
+        varied = {entry.given[along] for entry in (*entries, *also) if along in entry.given}
         if along not in ("", "trained") and len(varied) < 2:
             raise UserError(standings.NO_CURVE.format(along))
+        for entry in entries:
+            if any(self._known(entry, seed) is None for seed in seeds):
+                self._steps(entry)
         for seed in seeds:
             for entry in entries:
                 self.run(entry, seed)

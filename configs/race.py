@@ -1,4 +1,4 @@
-"""The recipes of the race in tools/compare.py: `NAME[,setting=cpu|gpu]`.
+"""The recipes of the race in tools/compare.py; `main` takes one as `configs/race.py:NAME[,setting=cpu|gpu]`.
 
 All share towers, images and batch with `contrastive`, the standard adaptation of CLIP, and those from scratch its
 optimiser and captions; what else differs stands below. A name of several stages divides its budget among those that

@@ -302,7 +302,7 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
     standings.write([*RACE[:3], *vary], tmp_path, "contrastive", along="data.label_ratio")
     svg = (tmp_path / "curve-8steps.svg").read_text(encoding="utf-8")
     assert "data.label" in svg or "label" in svg
-    with pytest.raises(UserError, match=r"--curve=seed: fewer than two recipes have it"):
+    with pytest.raises(UserError, match=r"--curve=seed: fewer than two values of it"):
         standings.write([*RACE[:3], *vary], tmp_path, "contrastive", along="seed")
 
 
@@ -345,11 +345,18 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
         (["--recipes=contrastive", "--budget=8steps", "--mark=cows"], "--mark=cows:"),
         (
             ["--recipes=contrastive,joint+batch_size=8", "--budget=8steps", "--curve=batch_size"],
-            "--curve=batch_size: fewer than two recipes have it",
+            "--curve=batch_size: fewer than two values of it",
         ),
+        (
+            ["--recipes=contrastive,joint", "--budget=8steps", "--curve=batch_size", "--config.batch_size=8"],
+            "--curve=batch_size: fewer than two values of it",
+        ),
+        (["--recipes=contrastive,setting=gpu", "--budget=8steps"], "'setting=gpu' is no recipe; a key of one is NAME"),
         (["--recipes=contrastive", "--budget=8steps", "--out=knn.yaml"], "knn.yaml"),
         (["--recipes=contrastive", "--budget=8steps", "--records=knn.yaml"], "knn.yaml"),
         (["--only_table"], "holds no record of the suite"),
+        (["--only_table", "--records=there", "--recipes=contrastive,nonsense"], "there holds no record of nonsense"),
+        (["--only_table", "--records=there", "--budget=9steps"], "there holds no record"),
         (["--only_table", "--basline=joint"], "--basline=joint: nothing is trained for a table"),
     ],
 )
@@ -359,6 +366,9 @@ def test_a_race_that_cannot_be_run_is_one_line_before_anything_is_trained(
     arguments = [f"--suite={race.ROOT / 'configs/suites/embedded.yaml'}", f"--out={tmp_path / 'out'}", *flags]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nowhere.yaml").write_text("tasks: [nowhere]\n", encoding="utf-8")
+    (tmp_path / "there").mkdir()
+    one = json.dumps(RACE[0])
+    (tmp_path / "there" / "embedded.cpu.contrastive.8steps.seed0.json").write_text(one, encoding="utf-8")
     (tmp_path / "knn.yaml").write_text("tasks: [embedded]\nmeasures: [knn]\n", encoding="utf-8")
     code, said = tiny.call(monkeypatch, capsys, "compare.py", *arguments)
     assert code == 2 and message in said.err and len(said.err.strip().splitlines()) == 1

@@ -39,7 +39,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--share_of", default="", metavar="NAME", help="a recipe by whose gain others are measured")
     parser.add_argument("--mark", default="", metavar="A,B,...", help="tasks that get a star in the table of each task")
     parser.add_argument("--keep", action="store_true", help="keep the runs' folders")
-    parser.add_argument("--only_table", action="store_true", help="train nothing: the table of the records there are")
+    parser.add_argument("--only_table", action="store_true", help="train nothing: the table of all seeds' records")
     parser.add_argument("--page", default="", metavar="FILE.md", help="a page to fill from records, and nothing else")
     arguments, rest = parser.parse_known_args()
     if rest and (arguments.page or arguments.only_table):
@@ -83,7 +83,11 @@ def main() -> int:
         )
         run.all(entries, race.numbers("--seeds", arguments.seeds), compared, marked, arguments.curve)
     told = list(dict.fromkeys([*names, *compared])) if names else ()
-    found = standings.read(records, suite=Path(arguments.suite).stem, setting=arguments.setting, names=told)
+    budgets = [arguments.budget] if arguments.only_table and arguments.budget else ()
+    of = {"suite": Path(arguments.suite).stem, "setting": arguments.setting}
+    found = standings.read(records, **of, names=told, budgets=budgets)
+    if missing := [name for name in told if name not in (record["recipe"] for record in found)]:
+        raise UserError(f"{records} holds no record of {missing[0]} for the suite {of['suite']}; race it")
     asked = {"by": arguments.by, "along": arguments.curve, "whole": arguments.share_of, "marked": marked}
     print(standings.write(found, Path(arguments.out), arguments.baseline, **asked))
     print(f"report: {Path(arguments.out) / 'report.html'}")

@@ -30,7 +30,7 @@ HOLDS = (
     *((name, dict) for name in ("given", "parameters", "tasks")),
 )
 BUDGET = r"(\d+)(steps|s)"
-NO_CURVE = "--curve={0}: fewer than two recipes have it; name them as NAME+{0}=VALUE"
+NO_CURVE = "--curve={0}: fewer than two values of it; name recipes as NAME+{0}=VALUE"
 TICKS = 6  # numbers along a curve that are all written at its axis
 JUDGED = ("of other photos", "p", "of other seeds", "p")
 
@@ -452,7 +452,7 @@ def _places(found: Sequence[Record], along: str) -> dict[str, float]:
                 places[record["recipe"]] = float(value)
             except ValueError:
                 raise UserError(f"--curve={along}: {value!r} of {record['recipe']} is no number") from None
-    if len(places) < 2:
+    if len(set(places.values())) < 2:
         raise UserError(NO_CURVE.format(along))
     return places
 
