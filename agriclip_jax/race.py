@@ -46,7 +46,7 @@ class Budget(NamedTuple):
 
 def budget(text: str) -> Budget:
     """Raises `UserError` for a text that is not like "4000steps" or "900s"."""
-    found = re.fullmatch(r"([1-9]\d{0,8})(steps|s)", text)
+    found = re.fullmatch(standings.BUDGET, text)
     if not found:
         raise UserError(f"--budget={text}: give steps or seconds, such as 4000steps or 900s")
     return Budget(int(found[1]), found[2])
@@ -166,7 +166,7 @@ class Race:
           RunFailure: a run failed.
         """
         file, key = self.file(entry, seed), self._key(entry, seed)
-        if (record := self._known(entry, seed)) is not None:
+        if record := _known(file, key):
             return record
         if file.is_file():
             self.say(f"{file.name} is of another recipe, other data or another suite; it is made anew")
@@ -194,12 +194,6 @@ class Race:
         record = {"key": key, "settings": self._settings(entry), **self._record(entry, seed, workdir, final)}
         write_json(file, record)
         return record
-
-    def _known(self, entry: Entry, seed: int) -> dict[str, Any] | None:
-        """The record of a run where it is there and of the same things."""
-        file = self.file(entry, seed)
-        record = read_record(file, "key", "tasks") if file.is_file() else None
-        return record if record and record["key"] == self._key(entry, seed) else None
 
     def all(
         self,
@@ -246,7 +240,7 @@ class Race:
         if along not in ("", "trained") and len(varied) < 2:
             raise UserError(standings.NO_CURVE.format(along))
         for entry in entries:
-            if any(self._known(entry, seed) is None for seed in seeds):
+            if not all(_known(self.file(entry, seed), self._key(entry, seed)) for seed in seeds):
                 self._steps(entry)
         for seed in seeds:
             for entry in entries:
@@ -359,6 +353,12 @@ class Race:
             last = next((line for line in reversed(lines) if line.strip()), "no word")
             kind = UserError if status == 2 else RunFailure
             raise kind(f"{Path(arguments[0]).name} {' '.join(arguments[1:3])}: {last.strip()} (see {log})")
+
+
+def _known(file: Path, key: str) -> dict[str, Any]:
+    """The record in a file; none where it is not there, or of other things."""
+    record = read_record(file, "key", "tasks") if file.is_file() else {"key": ""}
+    return record if record["key"] == key else {}
 
 
 def _main(entry: Entry, workdir: Path, steps: Mapping[str, int], seed: int) -> list[str]:

@@ -204,7 +204,7 @@ def test_fewer_photos_than_features_are_one_line(finished, corpus, tmp_path, mon
         command.run(arguments(tmp_path / "run", corpus, recipe=f"{RECIPE}:stage=align", **places))
 
 
-def test_a_recipe_whose_last_stage_has_too_few_photos_is_one_line_before_its_first(corpus, tmp_path, monkeypatch):
+def test_a_recipe_whose_last_stage_has_too_few_photos_is_one_line_before_its_first(corpus, tmp_path):
     with pytest.raises(UserError, match=r"an aligner of 512 features cannot be fitted on \d+ photos"):
         command.run(arguments(tmp_path / "run", corpus, stages__distill__image__width=512))
     assert not (tmp_path / "run").exists()

@@ -29,7 +29,7 @@ HOLDS = (
     ("devices", list),
     *((name, dict) for name in ("given", "parameters", "tasks")),
 )
-BUDGET = r"(\d+)(steps|s)"
+BUDGET = r"([1-9]\d{0,8})(steps|s)"  # of each run: a number and its unit
 NO_CURVE = "--curve={0}: fewer than two values of it; name recipes as NAME+{0}=VALUE"
 TICKS = 6  # numbers along a curve that are all written at its axis
 JUDGED = ("of other photos", "p", "of other seeds", "p")
