@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agriclip_jax import config as configs
-from agriclip_jax.comparison import standings
+from agriclip_jax.comparison import race_plots, standings
 from agriclip_jax.errors import RunFailure, UserError, near_misses
 from agriclip_jax.evaluate import records, suite
 from agriclip_jax.files import read_record, write_json
@@ -210,7 +210,7 @@ class Race:
           seeds: of each.
           compared: names that the tables need.
           marked: tasks that they mark.
-          along: what their curves go along, as of `standings.write`.
+          along: what their curves go along, as of `results.report`.
 
         Raises:
           UserError, RunFailure: as `run` does; before anything is trained where the suite, a task of it or a recipe
@@ -238,7 +238,7 @@ class Race:
         also = [Entry(name, self.setting, {}) for name in compared]
         varied = {entry.given[along] for entry in (*entries, *also) if along in entry.given}
         if along not in ("", "trained") and len(varied) < 2:
-            raise UserError(standings.NO_CURVE.format(along))
+            raise UserError(race_plots.NO_CURVE.format(along))
         for entry in entries:
             if not all(_known(self.file(entry, seed), self._key(entry, seed)) for seed in seeds):
                 self._steps(entry)

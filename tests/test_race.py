@@ -13,7 +13,7 @@ import tiny
 from scipy import stats
 
 from agriclip_jax import race
-from agriclip_jax.comparison import results, standings
+from agriclip_jax.comparison import race_tables, results, standings
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import statistics
 
@@ -92,7 +92,7 @@ def test_a_gain_is_judged_by_other_photos_and_by_other_seeds():
     assert (alike.interval, alike.p_value) == ((0.1, 0.1), 0.0)
     assert statistics.paired_gain_of_seeds([0.0, 0.0]).p_value == 1.0
     alone = standings.standings(found[::3], "contrastive", "group")["in domain"][1]
-    assert alone.gain and alone.trained_anew is None and standings._cells(alone)[-2:] == ["", ""]
+    assert alone.gain and alone.trained_anew is None and race_tables._cells(alone)[-2:] == ["", ""]
 
 
 def test_one_seeds_gain_is_that_of_the_test_for_two_runs():
@@ -114,7 +114,7 @@ def test_seeds_that_answer_alike_are_no_more_evidence_than_one():
 
 
 def test_tables_give_each_budget_apart_and_the_smaller_gain_last():
-    made = {table.title: table for table in standings.tables(standings.by_budget(RACE, "contrastive", "group"))}
+    made = {table.title: table for table in race_tables.tables(standings.by_budget(RACE, "contrastive", "group"))}
     assert list(made)[-1].startswith("The smaller gain")
     row = made["The smaller gain: in domain"].rows[0]
     gains = [float(cell) for cell in row[1:3]]
@@ -124,13 +124,13 @@ def test_tables_give_each_budget_apart_and_the_smaller_gain_last():
 
 def test_of_steps_alone_there_is_no_smaller_gain_and_fewer_come_first():
     told = [record(name, 0, answers(0.5, 0), budget) for budget in ("16steps", "8steps") for name in ("a", "b")]
-    titles = [table.title for table in standings.tables(standings.by_budget(told, "a", "group"))]
+    titles = [table.title for table in race_tables.tables(standings.by_budget(told, "a", "group"))]
     assert titles[0].startswith("8steps") and not any(title.startswith("The smaller") for title in titles)
 
 
 def test_each_task_has_a_row_and_marked_ones_a_star_and_a_mean_without_them():
     raced = standings.by_budget(RACE[:6], "contrastive", "group")
-    table = standings.tables(raced, marked=["downstream1"])[-1]
+    table = race_tables.tables(raced, marked=["downstream1"])[-1]
     assert (table.title, table.heads) == ("8steps: each task", ("task", "chance", "contrastive", "joint"))
     rows = {row[0]: row[1:] for row in table.rows}
     assert len(rows) == 11 and "mean of in domain without *" not in rows and rows["in domain0"][0] == "50.0"
@@ -138,15 +138,15 @@ def test_each_task_has_a_row_and_marked_ones_a_star_and_a_mean_without_them():
     assert rows["downstream1 *"][2] == f"{100 * of['downstream1']:.1f}"
     others = [of[f"downstream{place}"] for place in (0, 2, 3)]
     assert rows["mean of downstream without *"][2] == f"{100 * np.mean(others):.1f}"
-    assert standings.tables(raced)[-1].title != table.title
+    assert race_tables.tables(raced)[-1].title != table.title
     with pytest.raises(UserError, match=r"--mark=wheat: no task at 8steps"):
-        standings.tables(raced, marked=["wheat", "downstream1"])
+        race_tables.tables(raced, marked=["wheat", "downstream1"])
 
 
 def test_changes_are_shares_of_those_of_a_whole_with_what_each_trained():
     cheap = [record("lora", seed, answers(0.6, seed), parameters={"all": 9, "trained": 1_200}) for seed in (0, 1)]
     raced = standings.by_budget([*RACE[:6], *cheap], "contrastive", "group")
-    made = {table.title: table for table in standings.tables(raced, "joint")}
+    made = {table.title: table for table in race_tables.tables(raced, "joint")}
     table = made["8steps: change as a share of joint's"]
     assert table.heads == ("recipe", "parameters trained", "downstream", "in domain")
     gains = {row.recipe: row.gain.difference for row in raced[0].groups["downstream"] if row.gain}
@@ -154,7 +154,7 @@ def test_changes_are_shares_of_those_of_a_whole_with_what_each_trained():
     assert table.rows[1][:2] == ["lora", "1,200"]
     assert table.rows[1][2] == f"{100 * gains['lora'] / gains['joint']:.0f} %"
     with pytest.raises(UserError, match=r"--share_of=full: no record at 8steps has a gain of it in 'downstream'"):
-        standings.tables(raced, "full")
+        race_tables.tables(raced, "full")
 
 
 def test_a_recipe_that_trained_nothing_has_no_count_and_a_budget_without_the_baseline_is_left_out(tmp_path):
@@ -162,11 +162,11 @@ def test_a_recipe_that_trained_nothing_has_no_count_and_a_budget_without_the_bas
     (raced,) = standings.by_budget(
         [*RACE[:6], fitted, record("joint", 0, answers(0.6, 0), "9s")], "contrastive", "group"
     )
-    shares = {table.title: table for table in standings.tables([raced], "joint")}[
+    shares = {table.title: table for table in race_tables.tables([raced], "joint")}[
         "8steps: change as a share of joint's"
     ]
     assert ["three_stage", ""] in [row[:2] for row in shares.rows]
-    said = standings.write([*RACE[:6], record("joint", 0, answers(0.6, 0), "9s")], tmp_path, "contrastive")
+    said = results.report([*RACE[:6], record("joint", 0, answers(0.6, 0), "9s")], tmp_path, "contrastive")
     assert "Left out, for contrastive did not run there: 9s." in said
     with pytest.raises(UserError, match=r"no record is of the baseline 'full'"):
         standings.by_budget(RACE, "full", "group")
@@ -220,7 +220,7 @@ def test_the_page_and_the_plots_say_it_too(tmp_path):
     put(tmp_path, *RACE)
     found = standings.read(tmp_path, suite="s", setting="cpu", names=["contrastive", "joint"])
     assert len(found) == len(RACE)
-    text = standings.write(found, tmp_path / "out", "contrastive")
+    text = results.report(found, tmp_path / "out", "contrastive")
     assert text == (tmp_path / "out" / "table.md").read_text(encoding="utf-8") and "| joint | 3 |" in text
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 2 and "http" not in page.split("<main>")[1].replace("http://www.w3.org", "")
@@ -299,11 +299,11 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
         for x in (0.1, 0.5, 1.0)
         for seed in (0, 1)
     ]
-    standings.write([*RACE[:3], *vary], tmp_path, "contrastive", along="data.label_ratio")
+    results.report([*RACE[:3], *vary], tmp_path, "contrastive", along="data.label_ratio")
     svg = (tmp_path / "curve-8steps.svg").read_text(encoding="utf-8")
     assert "data.label" in svg or "label" in svg
     with pytest.raises(UserError, match=r"--curve=seed: fewer than two values of it"):
-        standings.write([*RACE[:3], *vary], tmp_path, "contrastive", along="seed")
+        results.report([*RACE[:3], *vary], tmp_path, "contrastive", along="seed")
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def main() -> int:
         raise UserError("name --recipes=A,B,... and --budget=4000steps or 900s, or give --only_table")
     from agriclip_jax import config as configs
     from agriclip_jax import race
-    from agriclip_jax.comparison import standings
+    from agriclip_jax.comparison import results, standings
     from agriclip_jax.files import check_file
 
     records = Path(arguments.records or Path(arguments.out) / "records")
@@ -89,7 +89,7 @@ def main() -> int:
     if missing := [name for name in told if name not in (record["recipe"] for record in found)]:
         raise UserError(f"{records} holds no record of {missing[0]} for the suite {of['suite']}; race it")
     asked = {"by": arguments.by, "along": arguments.curve, "whole": arguments.share_of, "marked": marked}
-    print(standings.write(found, Path(arguments.out), arguments.baseline, **asked))
+    print(results.report(found, Path(arguments.out), arguments.baseline, **asked))
     print(f"report: {Path(arguments.out) / 'report.html'}")
     return 0
 

@@ -1,18 +1,23 @@
-"""A Markdown page whose tables and plots come from the records of races beside it."""
+"""What records of races say, written: a folder with a table, plots and a page, or marked sections of a page."""
 
 import argparse
 import re
 import shlex
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import NoReturn
 
-from agriclip_jax.comparison import standings
+from agriclip_jax import page as pages
+from agriclip_jax.comparison import race_plots, race_tables, standings
+from agriclip_jax.comparison.standings import Record
 from agriclip_jax.errors import UserError
 from agriclip_jax.files import write_whole
 
 SECTION = re.compile(r"<!-- race: (?P<asked>.*?) -->\n.*?<!-- race: end -->", re.DOTALL)
 LEVEL = 4  # of a table's heading: sections of the page have the third
 RECORDS = "results"  # the folder beside the page, of records and plots
+STYLE = ".picture{overflow-x:auto;background:#fff;padding:.5rem}.picture svg{max-width:100%;height:auto}"
 
 
 def fill(page: Path) -> tuple[str, dict[Path, str]]:
@@ -38,17 +43,18 @@ def fill(page: Path) -> tuple[str, dict[Path, str]]:
             page.parent / RECORDS, suite=asked.suite, setting=asked.setting, names=asked.recipes, budgets=budgets
         )
         if not asked.recipes:
-            parts = [standings.markdown(standings.trials(records), LEVEL)]
+            parts = [race_tables.markdown(race_tables.trials(records), LEVEL)]
         else:
             baseline = asked.recipes[0]
             raced = standings.by_budget(records, baseline, asked.by)
-            parts = [standings.ABOUT.format(baseline)]
-            for budget, plots in standings.plots(raced, baseline, asked.along, asked.share_of).items():
+            parts = [race_tables.ABOUT.format(baseline)]
+            for budget, plots in race_plots.plots(raced, baseline, asked.along, asked.share_of).items():
                 for kind, svg in plots.items():
                     file = Path(RECORDS) / f"{asked.plot}-{kind}-{budget}.svg"
                     drawn[page.parent / file] = svg
                     parts.append(f"![{kind} of {asked.plot}, {budget}]({file})")
-            parts += [standings.markdown(table, LEVEL) for table in standings.tables(raced, asked.share_of, asked.mark)]
+            tables = race_tables.tables(raced, asked.share_of, asked.mark)
+            parts += [race_tables.markdown(table, LEVEL) for table in tables]
         body = "\n\n".join(parts)
         return f"<!-- race: {found['asked']} -->\n\n{body}\n\n<!-- race: end -->"
 
@@ -60,6 +66,51 @@ def write(page: Path) -> None:
     text, drawn = fill(page)
     for file, content in {**drawn, page: text}.items():
         write_whole(file, content)
+
+
+def report(
+    found: Sequence[Record],
+    out: Path,
+    baseline: str,
+    *,
+    by: str = "group",
+    along: str = "",
+    whole: str = "",
+    marked: Sequence[str] = (),
+) -> str:
+    """Writes table.md, plots of each budget and report.html; gives the table.
+
+    Args:
+      found: as from `standings.read`.
+      out: the folder.
+      baseline: a recipe.
+      by: "group" or "domain": the tasks that make a mean together.
+      along: a key that recipes vary in, or "trained" for how many parameters were: a curve is drawn too.
+      whole: as of `race_tables.tables`.
+      marked: as of `race_tables.tables`, whose table of each task is always there.
+
+    Raises:
+      UserError: the baseline or `whole` has no record, a marked task is none of theirs, fewer than two recipes vary, or
+        a file cannot be written.
+    """
+    raced, about = standings.by_budget(found, baseline, by), race_tables.ABOUT.format(baseline)
+    made = race_tables.tables(raced, whole, marked)
+    if apart := sorted({record["budget"] for record in found} - {each.budget for each in raced}):
+        about += f" Left out, for {baseline} did not run there: {', '.join(apart)}."
+    text = "\n\n".join([about, *map(race_tables.markdown, made)]) + "\n"
+    write_whole(out / "table.md", text)
+    sections = []
+    for each, drawn in race_plots.plots(raced, baseline, along, whole).items():
+        for name, svg in drawn.items():
+            write_whole(out / f"{name}-{each}.svg", svg)
+        pictures = "".join(f'<div class="picture">{svg[svg.index("<svg") :]}</div>' for svg in drawn.values())
+        sections.append((each, pictures + "".join(race_tables.html(t) for t in made if t.title.startswith(f"{each}:"))))
+    smaller = "".join(race_tables.html(table) for table in made if table.title.startswith("The smaller"))
+    if smaller:
+        sections.append(("The smaller gain", smaller))
+    header = f"<p>{escape(about)}</p>"
+    write_whole(out / "report.html", pages.render("Recipes raced", "race", header, sections, STYLE))
+    return text
 
 
 class _Marker(argparse.ArgumentParser):
