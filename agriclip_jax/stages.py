@@ -327,21 +327,9 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     ours = frozen.Frozen(learner.towers["image"], state.params["image"], recipe.eval_view(config))
     theirs = frozen.image_tower(sources["text"], devices)
 
-    def pairs(photos: Examples) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
-        towers = {"x": (ours, "pooled"), "y": (theirs, "projected")}
-        for batch in frozen.look(towers, photos, config.batch_size, devices):
-            yield batch["x"], batch["y"], batch[in_order.WEIGHT]
-
-    began = time.perf_counter()
     say(f"aligning the features of {len(fitting):,} photos", flush=True)
-    held_out = aligner.moments(pairs(holding))
-    if config.align.fit == "sgd":
-        fitted = aligner.sgd(*_collected(mesh.gathered(batch, devices) for batch in pairs(fitting)), seed=config.seed)
-        found = {"fit": "sgd", "r2": aligner.r2(fitted, held_out)}
-    else:
-        fit = aligner.ridge(aligner.moments(pairs(fitting)), held_out)
-        fitted, found = fit.affine, {"fit": "ridge", "r2": fit.r2, "strength": fit.strength, "tried": fit.tried}
-    found |= {"seconds": time.perf_counter() - began, "fitted_on": fitted_on}
+    fitted, found = _fit_aligner(config, ours, theirs, fitting, holding, devices)
+    found |= {"fitted_on": fitted_on}
     flat, places = rules.flatten(state.params), rules.flatten(making.shardings.params)
     for path, array in zip(projection, fitted, strict=True):
         flat[path] = jax.device_put(array.astype(np.float32), places[path])
@@ -353,7 +341,8 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     say(_aligned(found))
     if first:
         held.enter_context(runs.claimed(workdir))
-        runs.prepare(workdir, config, tokenizer, classes, data)
+        counts = runs.count(learner, state.params) | {"trained": sum(array.size for array in fitted)}
+        runs.prepare(workdir, config, tokenizer, classes, data, counts)
         write_json(record, found)
         runs.write_overview(workdir, state.params)
     mesh.together("the workdir is written")
@@ -368,6 +357,32 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     except UserError as error:
         raise RunFailure(str(error)) from error  # whatever it was: the run had begun
     return True
+
+
+def _fit_aligner(
+    config: ConfigDict,
+    ours: frozen.Frozen,
+    theirs: frozen.Frozen,
+    fitting: Examples,
+    holding: Examples,
+    devices: Mesh,
+) -> tuple[aligner.Affine, dict[str, Any]]:
+    """The affine map from the features of one tower to those of another, and what a record says of it."""
+    began = time.perf_counter()
+
+    def pairs(photos: Examples) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
+        towers = {"x": (ours, "pooled"), "y": (theirs, "projected")}
+        for batch in frozen.look(towers, photos, config.batch_size, devices):
+            yield batch["x"], batch["y"], batch[in_order.WEIGHT]
+
+    held_out = aligner.moments(pairs(holding))
+    if config.align.fit == "sgd":
+        fitted = aligner.sgd(*_collected(mesh.gathered(batch, devices) for batch in pairs(fitting)), seed=config.seed)
+        found = {"fit": "sgd", "r2": aligner.r2(fitted, held_out)}
+    else:
+        fit = aligner.ridge(aligner.moments(pairs(fitting)), held_out)
+        fitted, found = fit.affine, {"fit": "ridge", "r2": fit.r2, "strength": fit.strength, "tried": fit.tried}
+    return fitted, found | {"seconds": time.perf_counter() - began}
 
 
 def _to_fit_and_to_judge(config: ConfigDict, alive: Alive) -> tuple[Sequence[Any], Sequence[Any]]:

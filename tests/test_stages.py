@@ -58,6 +58,13 @@ def test_what_the_stages_leave_is_a_model_like_any_other(finished, corpus):
         assert (finished / "align" / name).is_file()
 
 
+def test_what_was_fitted_is_counted_as_trained(finished):
+    counted = json.loads((finished / "align" / "environment.json").read_text())
+    params = inference.load(finished / "align").params
+    assert counted["trained"] == sum(leaf.size for leaf in jax.tree.leaves(params["image"]["projection"]))
+    assert counted["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def test_a_run_of_its_own_is_no_place_for_its_stages(finished, corpus):
     with pytest.raises(UserError, match=r"clip holds a run; a recipe of stages makes a folder of each"):
         command.run(arguments(finished / "clip", corpus))
