@@ -139,8 +139,8 @@ def test_each_task_has_a_row_and_marked_ones_a_star_and_a_mean_without_them():
     others = [of[f"downstream{place}"] for place in (0, 2, 3)]
     assert rows["mean of downstream without *"][2] == f"{100 * np.mean(others):.1f}"
     assert race_tables.tables(raced)[-1].title != table.title
-    with pytest.raises(UserError, match=r"--mark=wheat: no task at 8steps"):
-        race_tables.tables(raced, marked=["wheat", "downstream1"])
+    with pytest.raises(UserError, match=r"--mark=downstrm1: no task at 8steps .*did you mean .downstream1"):
+        race_tables.tables(raced, marked=["downstream0", "downstrm1"])
 
 
 def test_changes_are_shares_of_those_of_a_whole_with_what_each_trained():

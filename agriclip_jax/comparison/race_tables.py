@@ -8,7 +8,7 @@ import numpy as np
 
 from agriclip_jax import page
 from agriclip_jax.comparison.standings import Raced, Record, Standing, amount, right
-from agriclip_jax.errors import UserError
+from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.evaluate.statistics import Interval
 
 ABOUT = (
@@ -99,8 +99,10 @@ def _each_task(
 ) -> Table:
     """Top-1 of each recipe, over its seeds, in each task and the means of the groups, with and without marked ones."""
     answered = {name: rows[0].tasks for name, rows in groups.items()}
-    if missing := set(marked).difference(*answered.values()):
-        raise UserError(f"--mark={min(missing)}: no task at {each} that all answered has this name")
+    names = [name for group in answered.values() for name in group]
+    if unknown := [name for name in marked if name not in names]:
+        near = near_misses(unknown[0], names)
+        raise UserError(f"--mark={unknown[0]}: no task at {each} that all answered has this name{near}")
     recipes = {record["recipe"]: [r["tasks"] for r in found if r["recipe"] == record["recipe"]] for record in found}
 
     def row(label: str, names: Sequence[str]) -> list[str]:
