@@ -146,8 +146,7 @@ def prepare(
     try:
         for name in ("zeroshot.json", "report.html"):
             (workdir / name).unlink(missing_ok=True)
-        if not is_run(workdir):
-            tokenizer.save(workdir / "tokenizer.json")
+        tokenizer.save(workdir / "tokenizer.json")
         for name, content in zip(IDENTITY[1:], (config.to_dict(), environment, classes, data), strict=True):
             write_whole(workdir / name, json.dumps(content, indent=1) + "\n")
     except OSError as error:

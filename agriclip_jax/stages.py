@@ -21,7 +21,7 @@ from agriclip_jax.checkpoint import Checkpoints, abstract_state
 from agriclip_jax.data import corpus, in_order, selection
 from agriclip_jax.data.pipeline import TrainBatches
 from agriclip_jax.data.records import Alive
-from agriclip_jax.data.selection import Examples, Selection
+from agriclip_jax.data.selection import Examples
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import tasks, zeroshot
 from agriclip_jax.evaluate.tasks import Task
@@ -304,7 +304,9 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
         say(note)
     for key in ("image.projection", "image.projection_bias"):
         configs.assign(config, key, True)
-    record, fitted_on = workdir / "aligner.json", initial.fingerprint(sources)
+    # Of the model of the texts the image tower too: its space is what is fitted.
+    record, target = workdir / "aligner.json", {"image": sources["text"]}
+    fitted_on = f"{initial.fingerprint(sources)} {initial.fingerprint(target)}"
     if runs.is_run(workdir):  # it makes no steps, so that more of them change nothing
         config.total_steps = configs.read(workdir).total_steps
     classes, data = runs.what_was_seen(config, alive, None, sources)
@@ -313,7 +315,7 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
     if runs.is_finished(workdir, config, data, extend=False, say=tell) and not moved:
         return True
     fitting, holding = _to_fit_and_to_judge(config, alive)
-    tokenizer = runs.tokenizer_of(workdir, config, sources, Selection(fitting), say)
+    tokenizer = initial.tokenizer(sources["text"], config.text.tokenizer)
     learner, init = recipe.learner(config, tokenizer)
     making = _Making(config, learner, init, devices)
     given = initial.parameters(sources, making.shapes.params, making.shardings.params)

@@ -1,16 +1,18 @@
 """AgriCLIP's three stages: one command, an ordinary model at the end, resumed at any point."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
 
-from agriclip_jax import inference
+from agriclip_jax import inference, runs
 from agriclip_jax import main as command
 from agriclip_jax.data.records import Alive
 from agriclip_jax.data.views import load_view
@@ -89,10 +91,10 @@ def test_without_a_workdir_a_stage_alone_is_found_where_all_of_them_are(
     shutil.copytree(finished, tmp_path / "runs" / "agriclip")
     monkeypatch.chdir(tmp_path)
     recipe = Path(__file__).parent.parent / RECIPE
-    for words, runs in (("", 3), (":stage=align", 1)):
+    for words, count in (("", 3), (":stage=align", 1)):
         given = [a for a in arguments("", corpus, recipe=f"{recipe}{words}") if not a.startswith("--workdir")]
         assert command.run(given) == 0
-        assert capsys.readouterr().out.count("is finished") == runs
+        assert capsys.readouterr().out.count("is finished") == count
 
 
 def test_the_aligner_explains_the_image_space_of_the_first_stage_as_it_says(finished, corpus):
@@ -150,6 +152,28 @@ def test_a_recipe_that_is_extended_is_aligned_anew_and_a_stopped_fit_is_made_aga
     (workdir / "align" / "report.html").unlink()
     assert command.run(arguments(workdir, corpus, stages__clip__total_steps=9)) == 0
     assert (workdir / "align" / "report.html").is_file()
+
+
+def test_another_model_in_the_place_of_the_one_it_was_aligned_to_is_aligned_to_anew(finished, corpus, tmp_path):
+    clip, place = inference.load(finished / "clip"), tmp_path / "clip"
+    runs.write_model(clip, place)
+    keys = {"recipe": f"{RECIPE}:stage=align", "init__image": finished / "distill", "init__text": place}
+    one = arguments(tmp_path / "run", corpus, **keys)
+    assert command.run(one) == 0
+    before = inference.load(tmp_path / "run").params["image"]["projection"]
+
+    turned = {**clip.params["image"], "projection": jax.tree.map(jnp.negative, clip.params["image"]["projection"])}
+    shutil.rmtree(place)
+    runs.write_model(dataclasses.replace(clip, params={**clip.params, "image": turned}), place)
+    file = place / "tokenizer.json"  # as many ids, of other texts
+    said = json.loads(file.read_text())
+    ids = said["model"]["vocab"]
+    ids["a"], ids["o"] = ids["o"], ids["a"]
+    file.write_text(json.dumps(said))
+    assert command.run(one) == 0
+    after = inference.load(tmp_path / "run")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -b, atol=1e-5), after.params["image"]["projection"], before)
+    assert after.tokenizer.fingerprint == inference.load(place).tokenizer.fingerprint != clip.tokenizer.fingerprint
 
 
 def test_towers_that_see_photos_of_two_sizes_are_aligned_each_by_its_own(finished, corpus, tmp_path):
