@@ -345,6 +345,13 @@ def test_l2_to_start_keeps_a_copy_of_what_the_method_of_config_peft_can_move_alo
     assert metrics["loss/l2_to_start"] == pytest.approx(0.5 * moved, rel=1e-3) and moved > 0
 
 
+def test_l2_to_start_takes_what_is_trained_beside_a_method_and_is_of_no_tower():
+    _, state = start(settings("l2_to_start", 0.1, objectives__contrastive=1.0, peft__method="bias"))
+    also = {"peft__method": "bias", "peft__also": ("logit_scale",)}
+    _, more = start(settings("l2_to_start", 0.1, objectives__contrastive=1.0, **also))
+    assert rules.flatten(more.aux["l2_to_start"]).keys() == rules.flatten(state.aux["l2_to_start"]).keys()
+
+
 # In one step
 
 SELF_DISTILLATION = {f"objectives__{name}": 1.0 for name in ("distill", "ibot", "koleo", "gram")}

@@ -36,11 +36,12 @@ class L2ToStart:
     teacher: frozenset[str] = frozenset()
 
     def init_aux(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        flat = rules.flatten({tower: params[tower] for tower in TOWERS})
+        flat = rules.flatten(params)  # all of it, for patterns of `peft.also` may be of the rest
         table = [Rule(pattern, True, optional=True) for pattern in self.frozen]
         rests = rules.match(table, flat, False, "config.optimizer.freeze")
         still = peft.unmoved(self.peft, flat)
-        return rules.unflatten({p: jnp.copy(leaf) for p, leaf in flat.items() if not (rests[p] or p in still)})
+        moves = {path: leaf for path, leaf in flat.items() if not (rests[path] or path in still)}
+        return rules.unflatten({path: jnp.copy(leaf) for path, leaf in moves.items() if path.split("/")[0] in TOWERS})
 
     def __call__(self, features: Mapping[Want, Any], params: Parameters, aux, batch, step, key):
         now = rules.flatten(params.student)
