@@ -36,7 +36,7 @@ def test_the_step_is_timed_beside_the_matmul_peak(tmp_path):
 def test_transport_is_timed_beside_softmax_in_turns(tmp_path):
     small = [key for key in KEYS if not key.startswith("--config.objectives")]
     sizes = ["--config.batch_size=16", "--config.data.unpaired_batch=8"]
-    told = bench("transport", *small, *sizes, "--repeats=3", f"--out={tmp_path / 'transport.json'}")
+    told = bench("transport", *small, *sizes, "--repeats=6", f"--out={tmp_path / 'transport.json'}")
     assert told.returncode == 0, told.stderr
     figures = json.loads((tmp_path / "transport.json").read_text())
     for by in ("by the clock", "by the cores' time"):
@@ -54,8 +54,8 @@ def test_recipes_take_turns_and_their_ratio_is_told(tmp_path, what, one, others)
     told = bench(what, *small, "--repeats=3", f"--out={tmp_path / 'ratio.json'}")
     assert told.returncode == 0, told.stderr
     figures = json.loads((tmp_path / "ratio.json").read_text())
-    low, high = map(float, figures["95 % interval, by the clock"].split(", "))
-    assert 0 < low - 1e-3 <= figures[f"{one} / {others}, by the clock"] <= high + 1e-3
+    assert figures[f"{one} / {others}, by the clock"] > 0
+    assert not any("interval" in name for name in figures)  # of three turns none holds 95 %
 
 
 def test_the_aligner_in_closed_form_is_timed_beside_sgd_on_the_same_features(tmp_path):

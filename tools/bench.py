@@ -405,16 +405,17 @@ def spent(times: dict, memory: dict) -> dict[str, float | str]:
 
 
 def ratio(times: dict, one: str, others: list[str]) -> dict[str, float | str]:
-    """One recipe's step over the sum of others', turn by turn: the median and its 95 % interval."""
+    """One recipe's step over the sum of others', turn by turn: the median, and its 95 % interval from 6 turns on."""
     import numpy as np
     from scipy import stats
 
     ratios = np.sort(np.array(times[one]) / sum(np.array(times[other]) for other in others), axis=0)
-    beyond = max(int(stats.binom.ppf(0.025, len(ratios), 0.5)) - 1, 0)  # ranks of the median's 95 % interval
+    beyond = int(stats.binom.ppf(0.025, len(ratios), 0.5)) - 1  # ranks of the median's 95 % interval
     figures: dict[str, float | str] = {}
     for of, by in zip(ratios.T, ("by the clock", "by the cores' time"), strict=True):
         figures[f"{one} / {' + '.join(others)}, {by}"] = float(np.median(of))
-        figures[f"95 % interval, {by}"] = f"{of[beyond]:.3f}, {of[-1 - beyond]:.3f}"
+        if beyond >= 0:
+            figures[f"95 % interval, {by}"] = f"{of[beyond]:.3f}, {of[-1 - beyond]:.3f}"
     return figures
 
 
