@@ -158,6 +158,10 @@ class Race:
         parts = [self.suite.stem, self.setting, _slug(entry.name), str(self.budget), f"seed{seed}"]
         return self.records / f"{'.'.join(parts)}.json"
 
+    def _there(self, entry: Entry) -> list[Path]:
+        """Records of an entry, of any budget and seed."""
+        return sorted(self.records.glob(f"{self.suite.stem}.{self.setting}.{_slug(entry.name)}.*.json"))
+
     def run(self, entry: Entry, seed: int) -> dict[str, Any]:
         """The record of a run: read where it is there and of the same things, else made.
 
@@ -215,7 +219,8 @@ class Race:
         Raises:
           UserError, RunFailure: as `run` does; before anything is trained where the suite, a task of it or a recipe
             cannot be read, a recipe sets what the race does or has no teacher to measure, a name that is compared is
-            neither raced nor has it a record, a marked task is not of the suite, or no curve can be drawn.
+            neither raced nor has it a record, a record that stays is not of this race, a marked task is not of the
+            suite, or no curve can be drawn.
         """
         # What would end a race after hours is told now.
         asked = [task.name for task in suite.load(suite.read(self.suite, ("zeroshot",)), seen={})]
@@ -228,14 +233,22 @@ class Race:
                 if flag := {"seed": "--seeds", "total_steps": "--budget"}.get(key.rpartition(".")[2]):
                     raise UserError(f"{entry.name}: config.{key} is the race's own; give {flag}")
             self._key(entry, 0)
-        for name in compared:
-            there = self.records.glob(f"{self.suite.stem}.{self.setting}.{_slug(name)}.{self.budget}.*.json")
-            if name not in [entry.name for entry in entries] and not any(there):
+        raced = [entry.name for entry in entries]
+        also = [Entry(name, self.setting, entries[0].shared) for name in compared if name not in raced]
+        for entry in also:
+            if not any(f".{self.budget}." in file.name for file in self._there(entry)):
                 raise UserError(
-                    f"{name} is what others are compared with, and is neither raced nor has it a record of "
+                    f"{entry.name} is what others are compared with, and is neither raced nor has it a record of "
                     f"{self.budget} in {self.records}; add it to --recipes, or name another by --baseline or --share_of"
                 )
-        also = [Entry(name, self.setting, {}) for name in compared]
+        anew = {self.file(entry, seed) for entry in entries for seed in seeds}
+        for entry in (*entries, *also):
+            for file in self._there(entry):
+                if file not in anew and read_record(file, "settings")["settings"] != self._settings(entry):
+                    raise UserError(
+                        f"{file} is of other keys, data or another suite than {entry.name} has here; remove it, or "
+                        "name another folder by --records"
+                    )
         varied = {entry.given[along] for entry in (*entries, *also) if along in entry.given}
         if along not in ("", "trained") and len(varied) < 2:
             raise UserError(race_plots.NO_CURVE.format(along))

@@ -13,7 +13,7 @@ import tiny
 from scipy import stats
 
 from agriclip_jax import race
-from agriclip_jax.comparison import race_tables, results, standings
+from agriclip_jax.comparison import race_plots, race_tables, results, standings
 from agriclip_jax.errors import RunFailure, UserError
 from agriclip_jax.evaluate import statistics
 
@@ -194,6 +194,12 @@ except (KeyboardInterrupt, SystemExit):
 def test_records_of_other_settings_are_refused_and_tasks_of_other_photos_left_out():
     with pytest.raises(UserError, match="the records of joint are of different settings"):
         standings.by_budget([*RACE, record("joint", 3, answers(0.7, 3), settings="other")], "contrastive", "group")
+    older = [r | ({"settings": "old"} if (r["recipe"], r["budget"]) == ("joint", "4s") else {}) for r in RACE]
+    with pytest.raises(UserError, match="the records of joint are of different settings"):
+        standings.by_budget(older, "contrastive", "group")
+    larger = [r | ({"given": {"batch_size": "256"}} if r["recipe"] == "joint" else {}) for r in RACE]
+    with pytest.raises(UserError, match="but contrastive had none and joint batch_size=256; race one of them again"):
+        standings.by_budget(larger, "contrastive", "group")
     tasks = {k: v | ({"photos": "x"} if k == "in domain1" else {}) for k, v in RACE[0]["tasks"].items()}
     with pytest.raises(UserError, match=r"no task is of the same photos in all records"):
         none = {k: v | {"photos": "x"} for k, v in RACE[0]["tasks"].items()}
@@ -281,6 +287,14 @@ def test_the_marked_sections_of_a_page_are_written_from_the_records_beside_it_an
     listed = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith(("| joint", "| contr"))]
     scores = [float(line.split("|")[6]) for line in listed]
     assert len(listed) == len(RACE) and scores == sorted(scores, reverse=True)
+    for asked in ("contrastive joint jiont", "--budgets=8steps,9steps contrastive"):
+        page.write_text(f"<!-- race: --suite=s {asked} -->\n<!-- race: end -->\n", encoding="utf-8")
+        code, said = tiny.call(monkeypatch, capsys, "compare.py", f"--page={page}")
+        assert code == 2 and f"asks for {'jiont' if 'jiont' in asked else '9steps'}, of which no record is" in said.err
+    put(tmp_path / "results", record("joint", 0, answers(0.5, 0), "7s"))
+    page.write_text("<!-- race: --suite=s --budgets=8steps,7s contrastive joint -->\n<!-- race: end -->\n")
+    code, said = tiny.call(monkeypatch, capsys, "compare.py", f"--page={page}")
+    assert code == 2 and "at 7s no record is of contrastive, the first recipe of its marker" in said.err
     page.write_text("<!-- race: --plot=p -->\n<!-- race: end -->\n", encoding="utf-8")
     code, said = tiny.call(monkeypatch, capsys, "compare.py", f"--page={page}")
     assert code == 2 and "the marker 'race: --plot=p' is not understood" in said.err
@@ -306,6 +320,16 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
         results.report([*RACE[:3], *vary], tmp_path, "contrastive", along="seed")
 
 
+def test_nothing_of_a_key_is_a_point_of_its_curve_too():
+    def marks(values):
+        of = {f"sclip+a.b={x}": {"given": {"a.b": x}} for x in values}
+        found = [record(name, seed, answers(0.5, seed), **given) for name, given in of.items() for seed in (0, 1)]
+        raced = standings.by_budget([*RACE[:3], *found], "contrastive", "group")
+        return race_plots.plots(raced, "contrastive", "a.b")["8steps"]["curve"].count("<use")
+
+    assert marks(["0", "0.5"]) == marks(["1", "0.5"])  # as many points, and figures at the axis
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -317,6 +341,14 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
         (["--recipes=contrastive+seed", "--budget=8steps"], "'seed' is not KEY=VALUE"),
         (["--budget=8steps"], "name --recipes"),
         (["--recipes=joint", "--budget=8steps"], "contrastive is what others are compared with, and is neither raced"),
+        (
+            ["--recipes=joint", "--budget=8steps", "--records=there"],
+            "contrastive.8steps.seed0.json is of other keys, data or another suite than contrastive has here",
+        ),
+        (
+            ["--recipes=contrastive", "--budget=9steps", "--records=there"],
+            "contrastive.8steps.seed0.json is of other keys, data or another suite than contrastive has here",
+        ),
         (["--recipes=contrastive", "--budget=8steps", "--share_of=full"], "full is what others are compared with"),
         (
             ["--recipes=contrastive", "--budget=8steps", "--suite=knn.yaml"],

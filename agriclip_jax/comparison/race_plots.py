@@ -62,7 +62,8 @@ def curves(stands: Mapping[str, Sequence[Standing]], places: Mapping[str, float]
             ends = [[100 * abs(row.mean - end(row.means)) for row in line] for end in (min, max)]
             x, y = [places[row.recipe] for row in line], [100 * row.mean for row in line]
             axes.errorbar(x, y, ends, marker="o", ms=4, capsize=3, label=label)
-        axes.set(xlabel="parameters trained" if along == "trained" else along, ylabel="mean top-1, %", xscale="log")
+        scale = "log" if min(places.values()) > 0 else "linear"
+        axes.set(xlabel="parameters trained" if along == "trained" else along, ylabel="mean top-1, %", xscale=scale)
         if len(numbers := sorted(set(places.values()))) <= TICKS:
             axes.set_xticks(numbers, [f"{number:,.0f}" if number >= 1000 else f"{number:g}" for number in numbers])
             axes.minorticks_off()

@@ -42,11 +42,18 @@ def fill(page: Path) -> tuple[str, dict[Path, str]]:
         records = standings.read(
             page.parent / RECORDS, suite=asked.suite, setting=asked.setting, names=asked.recipes, budgets=budgets
         )
+        for kind, names in (("recipe", asked.recipes), ("budget", budgets)):
+            if missing := [name for name in names if name not in {record[kind] for record in records}]:
+                raise UserError(
+                    f"{page}: the marker 'race: {found['asked']}' asks for {missing[0]}, of which no record is"
+                )
         if not asked.recipes:
             parts = [race_tables.markdown(race_tables.trials(records), LEVEL)]
         else:
             baseline = asked.recipes[0]
             raced = standings.by_budget(records, baseline, asked.by)
+            if missing := [each for each in budgets if each not in {one.budget for one in raced}]:
+                raise UserError(f"{page}: at {missing[0]} no record is of {baseline}, the first recipe of its marker")
             parts = [race_tables.ABOUT.format(baseline)]
             for budget, plots in race_plots.plots(raced, baseline, asked.along, asked.share_of).items():
                 for kind, svg in plots.items():

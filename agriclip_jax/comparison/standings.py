@@ -110,16 +110,10 @@ def standings(found: Iterable[Record], baseline: str, by: str) -> dict[str, list
       by: what of a task makes a group: "group" or "domain".
 
     Raises:
-      UserError: the baseline did not run, a recipe ran with several settings, or no task is shared by all.
+      UserError: no task is shared by all.
     """
     runs: dict[str, dict[int, Mapping[str, Any]]] = {}
-    settings: dict[str, str] = {}
     for record in found:
-        if settings.setdefault(record["recipe"], record["settings"]) != record["settings"]:
-            raise UserError(
-                f"the records of {record['recipe']} are of different settings, data or suites; race it again with all "
-                "its seeds, or remove the old ones"
-            )
         runs.setdefault(record["recipe"], {})[record["seed"]] = record["tasks"]
     asked = [{(name, task["photos"]) for name, task in tasks.items()} for of in runs.values() for tasks in of.values()]
     shared = sorted(name for name, _ in set.intersection(*asked))  # of the same photos
@@ -149,12 +143,35 @@ def _standing(recipe: str, runs: Mapping[str, Any], baseline: str, tasks: Sequen
 
 
 def by_budget(found: Sequence[Record], baseline: str, by: str) -> list[Raced]:
-    """Each budget at which the baseline ran, the smallest number first; arguments and error as of `standings`."""
+    """Each budget at which the baseline ran, the smallest number first; arguments as of `standings`.
+
+    Raises:
+      UserError: as `standings` does; the baseline did not run, or the records are not of one race: a recipe ran with
+        several settings, or keys that all were to share differ.
+    """
+    settings: dict[str, str] = {}
+    for record in found:
+        if settings.setdefault(record["recipe"], record["settings"]) != record["settings"]:
+            raise UserError(
+                f"the records of {record['recipe']} are of different settings, data or suites; race it again with all "
+                "its seeds, or remove the old ones"
+            )
+        if (one := _shared(found[0])) != (other := _shared(record)):
+            raise UserError(
+                f"all recipes of a race share the keys that are set for all, but {found[0]['recipe']} had "
+                f"{one or 'none'} and {record['recipe']} {other or 'none'}; race one of them again, or name others"
+            )
     budgets = {record["budget"] for record in found if record["recipe"] == baseline}
     if not budgets:
         raise UserError(f"no record is of the baseline {baseline!r}; race it too, or name another by --baseline")
     of = {each: [r for r in found if r["budget"] == each] for each in sorted(budgets, key=amount)}
     return [Raced(each, records, standings(records, baseline, by)) for each, records in of.items()]
+
+
+def _shared(record: Record) -> str:
+    """The keys that a record's race set for all its recipes."""
+    own = re.findall(r"\+([^=+]+)=", record["recipe"])
+    return " ".join(f"{key}={value}" for key, value in sorted(record["given"].items()) if key not in own)
 
 
 def amount(budget: str) -> tuple[int, str]:
