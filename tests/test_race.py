@@ -197,8 +197,11 @@ def test_records_of_other_settings_are_refused_and_tasks_of_other_photos_left_ou
     older = [r | ({"settings": "old"} if (r["recipe"], r["budget"]) == ("joint", "4s") else {}) for r in RACE]
     with pytest.raises(UserError, match="the records of joint are of different settings"):
         standings.by_budget(older, "contrastive", "group")
+    shared = record("contrastive", 0, answers(0.5, 0), given={"a.b": "1", "c": "2"})
+    varied = record("contrastive+a.b=0", 0, answers(0.5, 0), given={"a.b": "0", "c": "2"})
+    assert standings.by_budget([shared, varied], "contrastive", "group")  # a recipe may set one of the keys anew
     larger = [r | ({"given": {"batch_size": "256"}} if r["recipe"] == "joint" else {}) for r in RACE]
-    with pytest.raises(UserError, match="but contrastive had none and joint batch_size=256; race one of them again"):
+    with pytest.raises(UserError, match="of batch_size contrastive had none and joint had 256; race one of them again"):
         standings.by_budget(larger, "contrastive", "group")
     tasks = {k: v | ({"photos": "x"} if k == "in domain1" else {}) for k, v in RACE[0]["tasks"].items()}
     with pytest.raises(UserError, match=r"no task is of the same photos in all records"):

@@ -156,10 +156,11 @@ def by_budget(found: Sequence[Record], baseline: str, by: str) -> list[Raced]:
                 f"the records of {record['recipe']} are of different settings, data or suites; race it again with all "
                 "its seeds, or remove the old ones"
             )
-        if (one := _shared(found[0])) != (other := _shared(record)):
+        if apart := _apart(found[0], record):
+            had = [f"{one['recipe']} had {one['given'].get(apart[0], 'none')}" for one in (found[0], record)]
             raise UserError(
-                f"all recipes of a race share the keys that are set for all, but {found[0]['recipe']} had "
-                f"{one or 'none'} and {record['recipe']} {other or 'none'}; race one of them again, or name others"
+                f"recipes of a race share the keys that are set for all, but of {apart[0]} {' and '.join(had)}; race "
+                "one of them again, or name others"
             )
     budgets = {record["budget"] for record in found if record["recipe"] == baseline}
     if not budgets:
@@ -168,10 +169,11 @@ def by_budget(found: Sequence[Record], baseline: str, by: str) -> list[Raced]:
     return [Raced(each, records, standings(records, baseline, by)) for each, records in of.items()]
 
 
-def _shared(record: Record) -> str:
-    """The keys that a record's race set for all its recipes."""
-    own = re.findall(r"\+([^=+]+)=", record["recipe"])
-    return " ".join(f"{key}={value}" for key, value in sorted(record["given"].items()) if key not in own)
+def _apart(one: Record, other: Record) -> list[str]:
+    """Keys that neither recipe sets by its name, and that were set for all in one race and not so in the other."""
+    own = {key for record in (one, other) for key in re.findall(r"\+([^=+]+)=", record["recipe"])}
+    keys = one["given"].keys() | other["given"].keys()
+    return sorted(key for key in keys - own if one["given"].get(key) != other["given"].get(key))
 
 
 def amount(budget: str) -> tuple[int, str]:
