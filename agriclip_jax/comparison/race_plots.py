@@ -14,7 +14,7 @@ TICKS = 6  # numbers along a curve that are all written at its axis
 
 
 def plots(raced: Sequence[Raced], baseline: str, along: str, whole: str = "") -> dict[str, dict[str, str]]:
-    """Budget -> "plot", and "curve" where `along` is given -> SVG; arguments as of `write`.
+    """Budget -> "plot", and "curve" where `along` is given -> SVG; arguments as of `results.report`.
 
     Where gains are shares of `whole`'s, the baseline is what the others began with, and is no point of a curve.
     """

@@ -31,7 +31,7 @@ def tables(raced: Sequence[Raced], whole: str = "", marked: Sequence[str] | None
     """Of each budget what was spent and how the recipes stand; of steps and seconds together the smaller gain too.
 
     Args:
-      raced: as from `by_budget`.
+      raced: as from `standings.by_budget`.
       whole: a recipe whose gain is the measure of the others', such as "full" fine-tuning: a table says their shares.
       marked: tasks that get a star in a table of each task, such as those that share concepts with what was trained
         on; None for no such table.
