@@ -464,12 +464,13 @@ def get(config: ConfigDict, key: str) -> Any:
     return functools.reduce(lambda node, name: node[name], key.split("."), config)
 
 
-def assign(config: ConfigDict, key: str, value: Any) -> None:
-    """Sets a dotted key, whatever the type it had."""
-    group, _, name = key.rpartition(".")
-    node = get(config, group) if group else config
-    with node.unlocked(), node.ignore_type():
-        node[name] = value
+def assign(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    """Sets dotted keys, whatever the types they had."""
+    for key, value in values.items():
+        group, _, name = key.rpartition(".")
+        node = get(config, group) if group else config
+        with node.unlocked(), node.ignore_type():
+            node[name] = value
 
 
 def images_per_step(config: ConfigDict) -> int:
@@ -510,7 +511,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
             raise UserError(f"--config.{key}: unknown key{near_misses(key, _dotted(config))}")
         node = node[name]
     if parents == ["objectives"] and leaf not in node:
-        assign(config, key, 0.0)  # a recipe need not name it; the registry of objectives knows which there are
+        assign(config, {key: 0.0})  # a recipe need not name it; the registry of objectives knows which there are
     if leaf not in node or isinstance(node[leaf], ConfigDict):
         raise UserError(f"--config.{key}: unknown key{near_misses(key, _dotted(config))}")
     old = node[leaf]
@@ -522,7 +523,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
             raise UserError(f"--config.{key}: {text!r} is not a {type(old).__name__}") from None
         if isinstance(old, float) and type(value) is int:
             value = float(value)
-    assign(config, key, value)
+    assign(config, {key: value})
 
 
 def _dotted(config: ConfigDict) -> list[str]:

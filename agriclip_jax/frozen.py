@@ -63,8 +63,8 @@ def model(source: Source, like: ConfigDict, tokenizer: Tokenizer, devices: Mesh)
     """
     image, config = image_tower(source, devices), ConfigDict(like.to_dict())
     config.image_size = image.view.size
-    for name, value in (recipe.options_of(source.towers["image"]) | dict(source.preparation)).items():
-        configs.assign(config, f"image.{name}", value)
+    options = recipe.options_of(source.towers["image"]) | dict(source.preparation)
+    configs.assign(config, {f"image.{name}": value for name, value in options.items()})
     whole = NamedSharding(devices, PartitionSpec())
     text = jax.device_put(rules.unflatten(dict(source.leaves("text"))), whole)
     params = {"image": image.params, "text": text, **jax.device_put(dict(source.scale()), whole)}

@@ -200,7 +200,7 @@ def adopt(config: ConfigDict, found: Mapping[str, Source], explicit: Collection[
     for key, value in decided.items():
         given = configs.get(config, key)
         if key not in explicit or configs.same(given, value) or (key in MOST and given > value):
-            configs.assign(config, key, value)
+            configs.assign(config, {key: value})
         elif key in ASSUMED:
             notes.append(f"config.{key}: {given}, set by hand, in place of {value}")
         else:
@@ -251,7 +251,7 @@ def recall(config: ConfigDict, then: ConfigDict, explicit: Collection[str] = ())
     for key in [*shared, *keys] if towers else ():
         had = configs.get(then, key)
         if key not in explicit or (key in MOST and configs.get(config, key) > had):
-            configs.assign(config, key, had)
+            configs.assign(config, {key: had})
     configs.check_views(config)
 
 
@@ -350,7 +350,7 @@ def general(
     """
     record = read_record(workdir / RECORD, "model", "fingerprint")
     config = copy.deepcopy(config)
-    configs.assign(config, "init.model", record["model"])
+    configs.assign(config, {"init.model": record["model"]})
     try:
         found = sources(config)
         given = parameters(found, shapes, shardings)

@@ -203,7 +203,7 @@ def settle(config: ConfigDict, alive: Alive, general: Alive | None, chosen: Sele
     if config.objectives.get("classify") and not config.classify.classes:
         folders = ((alive, config.data.domains), (general, config.data.replay.domains))
         named = (each for folder, domains in folders if folder for each in named_classes(folder.datasets, domains))
-        configs.assign(config, "classify.classes", tuple(dict.fromkeys(named)))
+        configs.assign(config, {"classify.classes": tuple(dict.fromkeys(named))})
     options = config.sclip
     if not (config.objectives.get("sclip") and options.keyword_weight) or options.phrases:
         return []

@@ -181,8 +181,7 @@ def write(
     at_rest = {"objectives": ConfigDict({"contrastive": 1.0}), "views.local.count": 0, "optimizer.lr_rules": ()}
     # A checkpoint then holds no optimiser's state, and whatever lies in the towers.
     at_rest |= {"optimizer.muon": (), "optimizer.weight_decay_rules": (), "optimizer.freeze": ("(image|text)/.*",)}
-    for key, value in at_rest.items():
-        configs.assign(config, key, value)
+    configs.assign(config, at_rest)
     _, init = recipe.learner(config, tokenizer)
     devices, key = mesh.make("auto"), jax.random.key(config.seed)
     shapes = jax.eval_shape(init, key)
@@ -205,7 +204,7 @@ def write_model(model: Model, out: Path | str) -> str:
     config = copy.deepcopy(model.config)
     adds = bool(peft.added(config.peft))
     config.peft.method = config.peft.method if adds else "none"
-    configs.assign(config, "peft.also", ("(image|text)/.*",) if adds else ())
+    configs.assign(config, {"peft.also": ("(image|text)/.*",) if adds else ()})
     flat = rules.flatten({name: tree for name, tree in model.params.items() if name in recipe.OF_A_MODEL})
     flat.pop("image/mask", None)  # of training by iBOT
     params = {path: jnp.copy(leaf) for path, leaf in flat.items()}  # which `write` uses up

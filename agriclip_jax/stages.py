@@ -88,9 +88,8 @@ def train(
     sources: dict[str, initial.Source] = {}
     there = configs.read(workdir) if runs.is_run(workdir) else None
     begun = there and any(step.name.isdecimal() for step in (workdir / "checkpoints").glob("*"))
-    for key in recipe.SETTLED if there else ():
-        if key not in explicit:
-            configs.assign(config, key, configs.get(there, key))
+    settled = [key for key in recipe.SETTLED if key not in explicit] if there else ()
+    configs.assign(config, {key: configs.get(there, key) for key in settled})
     if begun:
         initial.recall(config, there, explicit)
     if not begun or initial.begins_with_stages(config):
@@ -302,8 +301,7 @@ def align(config: ConfigDict, workdir: Path, explicit: Collection[str], held: co
         )
     for note in initial.adopt(config, sources, explicit):
         say(note)
-    for key in ("image.projection", "image.projection_bias"):
-        configs.assign(config, key, True)
+    configs.assign(config, {"image.projection": True, "image.projection_bias": True})
     # Of the model of the texts the image tower too: its space is what is fitted.
     record, target = workdir / "aligner.json", {"image": sources["text"]}
     fitted_on = f"{initial.fingerprint(sources)} {initial.fingerprint(target)}"

@@ -6,9 +6,6 @@ train. The setting `cpu` is for two cores (64 pixels), tuned on validation split
 one accelerator (72 pixels) and has the untuned keys of each recipe's `:photos`.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from agriclip_jax import config as configs
@@ -84,7 +81,7 @@ def get_config(words: str = "") -> ConfigDict:
         config.batch_size, config.data.unpaired_batch = 128, 2 * config.data.unpaired_batch
         if stage not in ("adapt", "lit"):
             config.optimizer.learning_rate = 2e-3
-        _set(config, ON_CPU.get(name, {}))
+        configs.assign(config, ON_CPU.get(name, {}))
     if stage == "adapt":
         config.optimizer.learning_rate = RATES[name]
     return config
@@ -122,10 +119,5 @@ def _recipe(name: str, stage: str) -> ConfigDict:
         config.views["local"], config.distill = multi_crop.views["local"], multi_crop.distill
         config.views["global"].count = 2
         config.objectives.distill = 1.0
-    _set(config, VARIED.get(name, {}))
+    configs.assign(config, VARIED.get(name, {}))
     return config
-
-
-def _set(config: ConfigDict, keys: Mapping[str, Any]) -> None:
-    for key, value in keys.items():
-        configs.assign(config, key, value)

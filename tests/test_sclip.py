@@ -51,7 +51,7 @@ def tokenizer():
 def start(tokenizer):
     """A miniature's configuration and towers, and their parameters at a scale where cosines matter."""
     config = configs.load(RECIPE, SMALL | {"temperature": "0.2"})
-    configs.assign(config, "sclip.phrases", PHRASES)
+    configs.assign(config, {"sclip.phrases": PHRASES})
     learner, init = recipe.learner(config, tokenizer)
     return config, learner.towers, jax.jit(init)(jax.random.key(0)).params
 
@@ -59,8 +59,7 @@ def start(tokenizer):
 def build(start, tokenizer, **options):
     config, towers, _ = start
     config = config.copy_and_resolve_references()
-    for name, value in options.items():
-        configs.assign(config, f"sclip.{name}", value)
+    configs.assign(config, {f"sclip.{name}": value for name, value in options.items()})
     return objectives.build(config, towers, tokenizer)["sclip"]
 
 
@@ -216,7 +215,7 @@ def test_keywords_without_weight_cost_nothing(start, tokenizer):
 def learner(tokenizer, **overrides):
     given = {key.replace("__", "."): str(value) for key, value in overrides.items()}
     config = configs.load(RECIPE, SMALL | FULL | given)
-    configs.assign(config, "sclip.phrases", PHRASES)
+    configs.assign(config, {"sclip.phrases": PHRASES})
     return recipe.learner(config, tokenizer)
 
 
@@ -465,8 +464,7 @@ def test_what_the_unpaired_images_show_is_learned_from_them(colours):
         tokenizer = tokenizers.train(pipeline.captions(chosen.paired, ("template",)), 600)
         learner, init = recipe.learner(config, tokenizer)
         batches = recipe.batches(config, chosen, tokenizer, learner)
-        for name in ("caption_weight", "keyword_weight"):
-            configs.assign(config, f"sclip.{name}", 0.0)
+        configs.assign(config, {"sclip.caption_weight": 0.0, "sclip.keyword_weight": 0.0})
         baseline, _ = recipe.learner(config, tokenizer)
         start = jax.jit(init)(jax.random.key(seed))
         ends = {"sclip": start, "baseline": start}

@@ -305,8 +305,7 @@ def bench_joint(options: argparse.Namespace, rest: list[str]) -> dict[str, float
     recipes = {"joint": config}
     for name, others in (("contrastive", both.keys() - {"contrastive"}), ("distill", {"contrastive"})):
         recipes[name] = config.copy_and_resolve_references()
-        for other in others:
-            configs.assign(recipes[name], f"objectives.{other}", 0.0)
+        configs.assign(recipes[name], {f"objectives.{other}": 0.0 for other in others})
     times, memory = steps_in_turn(recipes, options.repeats)
     return {**spent(times, memory), **ratio(times, "joint", ["contrastive", "distill"])}
 
