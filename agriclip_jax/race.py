@@ -31,7 +31,6 @@ ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "configs" / "race.py"
 VERSION = 1  # of what a record holds
 SPEED_STEPS = 40  # of the short run by which seconds become steps
-TEACHER = "@teacher"
 
 
 class Budget(NamedTuple):
@@ -80,10 +79,7 @@ class Entry:
     @property
     def own(self) -> dict[str, str]:
         """The keys that the name sets."""
-        pairs = [word.partition("=") for word in self.trained.split("+")[1:]]
-        if wrong := [key for key, equals, _ in pairs if not equals]:
-            raise UserError(f"--recipes: {self.name}: {wrong[0]!r} is not KEY=VALUE")
-        return {key: value for key, _, value in pairs}
+        return standings.own_keys(self.name)
 
     @property
     def given(self) -> dict[str, str]:
@@ -93,12 +89,12 @@ class Entry:
     @property
     def use(self) -> str:
         """Whose image tower is measured."""
-        return "teacher" if self.name.endswith(TEACHER) else "student"
+        return "teacher" if self.name.endswith(standings.TEACHER) else "student"
 
     @property
     def trained(self) -> str:
         """The name of what is trained: the same for student and teacher."""
-        return self.name.removesuffix(TEACHER)
+        return self.name.removesuffix(standings.TEACHER)
 
     @property
     def spec(self) -> str:
@@ -228,7 +224,7 @@ class Race:
             raise UserError(f"--mark={unknown[0]}: {self.suite} has no such task{near_misses(unknown[0], asked)}")
         for entry in entries:
             if entry.use == "teacher" and not (entry.training and has_teacher(entry.plan[-1].config)):
-                raise UserError(f"{entry.name}: {entry.trained} trains no teacher; leave out {TEACHER}")
+                raise UserError(f"{entry.name}: {entry.trained} trains no teacher; leave out {standings.TEACHER}")
             for key in entry.given:
                 if flag := {"seed": "--seeds", "total_steps": "--budget"}.get(key.rpartition(".")[2]):
                     raise UserError(f"{entry.name}: config.{key} is the race's own; give {flag}")

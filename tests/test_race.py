@@ -293,7 +293,10 @@ def test_the_marked_sections_of_a_page_are_written_from_the_records_beside_it_an
     for asked in ("contrastive joint jiont", "--budgets=8steps,9steps contrastive"):
         page.write_text(f"<!-- race: --suite=s {asked} -->\n<!-- race: end -->\n", encoding="utf-8")
         code, said = tiny.call(monkeypatch, capsys, "compare.py", f"--page={page}")
-        assert code == 2 and f"asks for {'jiont' if 'jiont' in asked else '9steps'}, of which no record is" in said.err
+        missing = "jiont" if "jiont" in asked else "9steps"
+        assert (
+            code == 2 and f"{asked}': {tmp_path / 'results'} holds no record of {missing} for the suite s" in said.err
+        )
     put(tmp_path / "results", record("joint", 0, answers(0.5, 0), "7s"))
     page.write_text("<!-- race: --suite=s --budgets=8steps,7s contrastive joint -->\n<!-- race: end -->\n")
     code, said = tiny.call(monkeypatch, capsys, "compare.py", f"--page={page}")
@@ -389,9 +392,13 @@ def test_nothing_of_a_key_is_a_point_of_its_curve_too():
         (["--recipes=contrastive,setting=gpu", "--budget=8steps"], "'setting=gpu' is no recipe; a key of one is NAME"),
         (["--recipes=contrastive", "--budget=8steps", "--out=knn.yaml"], "knn.yaml"),
         (["--recipes=contrastive", "--budget=8steps", "--records=knn.yaml"], "knn.yaml"),
-        (["--only_table"], "holds no record of the suite"),
+        (["--only_table"], "holds no record of any recipe for the suite"),
         (["--only_table", "--records=there", "--recipes=contrastive,nonsense"], "there holds no record of nonsense"),
-        (["--only_table", "--records=there", "--budget=9steps"], "there holds no record"),
+        (["--only_table", "--records=there", "--budget=9steps"], "there holds no record of 9steps"),
+        (
+            ["--only_table", "--records=there", "--recipes=joint", "--budget=8steps"],
+            "there holds no record of joint at 8steps",
+        ),
         (["--only_table", "--basline=joint"], "--basline=joint: nothing is trained for a table"),
     ],
 )

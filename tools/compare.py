@@ -84,10 +84,8 @@ def main() -> int:
         run.all(entries, race.numbers("--seeds", arguments.seeds), compared, marked, arguments.curve)
     told = list(dict.fromkeys([*names, *compared])) if names else ()
     budgets = [arguments.budget] if arguments.only_table and arguments.budget else ()
-    of = {"suite": Path(arguments.suite).stem, "setting": arguments.setting}
-    found = standings.read(records, **of, names=told, budgets=budgets)
-    if missing := [name for name in told if name not in (record["recipe"] for record in found)]:
-        raise UserError(f"{records} holds no record of {missing[0]} for the suite {of['suite']}; race it")
+    suite = Path(arguments.suite).stem
+    found = standings.read(records, suite=suite, setting=arguments.setting, names=told, budgets=budgets)
     asked = {"by": arguments.by, "along": arguments.curve, "whole": arguments.share_of, "marked": marked}
     print(results.report(found, Path(arguments.out), arguments.baseline, **asked))
     print(f"report: {Path(arguments.out) / 'report.html'}")

@@ -39,14 +39,11 @@ def fill(page: Path) -> tuple[str, dict[Path, str]]:
     def section(found: re.Match[str]) -> str:
         asked = _asked(page, found["asked"])
         budgets = asked.budgets.split(",") if asked.budgets else ()
-        records = standings.read(
-            page.parent / RECORDS, suite=asked.suite, setting=asked.setting, names=asked.recipes, budgets=budgets
-        )
-        for kind, names in (("recipe", asked.recipes), ("budget", budgets)):
-            if missing := [name for name in names if name not in {record[kind] for record in records}]:
-                raise UserError(
-                    f"{page}: the marker 'race: {found['asked']}' asks for {missing[0]}, of which no record is"
-                )
+        of = {"suite": asked.suite, "setting": asked.setting, "names": asked.recipes, "budgets": budgets}
+        try:
+            records = standings.read(page.parent / RECORDS, **of)
+        except UserError as error:
+            raise UserError(f"{page}: the marker 'race: {found['asked']}': {error}") from None
         if not asked.recipes:
             parts = [race_tables.markdown(race_tables.trials(records), LEVEL)]
         else:

@@ -21,6 +21,7 @@ HOLDS = (
     ("devices", list),
     *((name, dict) for name in ("given", "parameters", "tasks")),
 )
+TEACHER = "@teacher"  # behind the name of a recipe whose moving average is measured
 BUDGET = r"([1-9]\d{0,8})(steps|s)"  # of each run: a number and its unit
 
 
@@ -73,14 +74,16 @@ def read(
     """The records of a suite and setting, in the order of `names` (all of them without names), of some budgets or all.
 
     Raises:
-      UserError: there is none, or one is damaged.
+      UserError: there is none, or none of one of the names or budgets; or one is damaged.
     """
     files = sorted(folder.glob(f"{suite}.{setting}.*.json"))
     found = [_record(file) for file in files]
     found = [record for record in found if not names or record["recipe"] in names]
     found = [record for record in found if not budgets or record["budget"] in budgets]
-    if not found:
-        raise UserError(f"{folder} holds no record of the suite {suite} and the setting {setting}")
+    there = {record[of] for record in found for of in ("recipe", "budget")}
+    if missing := [each for each in (*names, *budgets) if each not in there] or ([] if found else ["any recipe"]):
+        at = f" at {', '.join(budgets)}" if budgets and missing[0] not in budgets else ""
+        raise UserError(f"{folder} holds no record of {missing[0]}{at} for the suite {suite}, setting {setting}")
     order = {name: place for place, name in enumerate(names)}
     return sorted(found, key=lambda r: (order.get(r["recipe"], 0), r["recipe"], r["seed"]))
 
@@ -169,9 +172,17 @@ def by_budget(found: Sequence[Record], baseline: str, by: str) -> list[Raced]:
     return [Raced(each, records, standings(records, baseline, by)) for each, records in of.items()]
 
 
+def own_keys(recipe: str) -> dict[str, str]:
+    """The keys that a recipe's name sets, behind its plus signs; raises UserError for a word that is no KEY=VALUE."""
+    pairs = [word.partition("=") for word in recipe.removesuffix(TEACHER).split("+")[1:]]
+    if wrong := [key for key, equals, _ in pairs if not equals]:
+        raise UserError(f"{recipe}: {wrong[0]!r} is not KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
 def _apart(one: Record, other: Record) -> list[str]:
     """Keys that neither recipe sets by its name, and that were set for all in one race and not so in the other."""
-    own = {key for record in (one, other) for key in re.findall(r"\+([^=+]+)=", record["recipe"])}
+    own = own_keys(one["recipe"]).keys() | own_keys(other["recipe"]).keys()
     keys = one["given"].keys() | other["given"].keys()
     return sorted(key for key in keys - own if one["given"].get(key) != other["given"].get(key))
 
