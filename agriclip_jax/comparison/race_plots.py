@@ -14,16 +14,22 @@ TICKS = 6  # numbers along a curve that are all written at its axis
 
 
 def plots(raced: Sequence[Raced], baseline: str, along: str, whole: str = "") -> dict[str, dict[str, str]]:
-    """Budget -> "plot", and "curve" where `along` is given -> SVG; arguments as of `results.report`.
+    """Budget -> "plot", and "curve" where `along` is given and recipes vary in it -> SVG; arguments as of
+    `results.report`.
 
     Where gains are shares of `whole`'s, the baseline is what the others began with, and is no point of a curve.
+
+    Raises:
+      UserError: at no budget recipes vary in `along`, or a value of it is no number.
     """
     drawn: dict[str, dict[str, str]] = {}
     for each, found, groups in raced:
         drawn[each] = {"plot": dots(groups, baseline)}
-        if along:
-            places = _places([r for r in found if not (whole and r["recipe"] == baseline)], along)
+        places = _places([r for r in found if not (whole and r["recipe"] == baseline)], along) if along else {}
+        if len(set(places.values())) > 1:
             drawn[each]["curve"] = curves(groups, places, along, baseline)
+    if along and not any("curve" in of for of in drawn.values()):
+        raise UserError(NO_CURVE.format(along))
     return drawn
 
 
@@ -99,6 +105,4 @@ def _places(found: Sequence[Record], along: str) -> dict[str, float]:
                 places[record["recipe"]] = float(value)
             except ValueError:
                 raise UserError(f"--curve={along}: {value!r} of {record['recipe']} is no number") from None
-    if len(set(places.values())) < 2:
-        raise UserError(NO_CURVE.format(along))
     return places

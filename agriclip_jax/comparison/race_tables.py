@@ -32,38 +32,49 @@ def tables(raced: Sequence[Raced], whole: str = "", marked: Sequence[str] | None
 
     Args:
       raced: as from `standings.by_budget`.
-      whole: a recipe whose gain is the measure of the others', such as "full" fine-tuning: a table says their shares.
+      whole: a recipe whose gain is the measure of the others', such as "full" fine-tuning: a table says their shares,
+        of each budget at which it has one.
       marked: tasks that get a star in a table of each task, such as those that share concepts with what was trained
         on; None for no such table.
 
     Raises:
-      UserError: `whole` has no gain, or a marked task is none of theirs.
+      UserError: `whole` has a gain at no budget, or a marked task is none of theirs.
     """
+    names = sorted({task for each in raced for rows in each.groups.values() for task in rows[0].tasks})
+    if unknown := [name for name in marked or () if name not in names]:
+        raise UserError(f"--mark={unknown[0]}: no task that all answered has this name{near_misses(unknown[0], names)}")
+    gained = {
+        each: {name: {row.recipe: row.gain.difference for row in rows if row.gain} for name, rows in groups.items()}
+        for each, _, groups in raced
+    }
+    measured = [each for each, of in gained.items() if whole and all(gains.get(whole) for gains in of.values())]
+    if whole and not measured:
+        raise UserError(f"--share_of={whole}: no record has a gain of it in every group of tasks; race it too")
     made = []
     for each, found, groups in raced:
         made.append(_spent(each, found))
         for name, rows in groups.items():
             heads = (f"{name}, {len(rows[0].tasks)} tasks", "seeds", "top-1", "gain", *JUDGED)
             made.append(Table(f"{each}: {name}", heads, [_cells(row) for row in rows]))
-        if whole:
-            made.append(_shares(each, found, groups, whole))
+        if each in measured:
+            made.append(_shares(each, found, gained[each], whole))
         if marked is not None:
             made.append(_each_task(each, found, groups, marked))
-    gains: dict[str, dict[str, dict[str, float]]] = {}
-    for each, _, groups in raced:
-        for name, rows in groups.items():
-            for row in filter(lambda row: row.gain, rows):
-                gains.setdefault(name, {}).setdefault(row.recipe, {})[each] = row.gain.difference
-    budgets = [each.budget for each in raced]
-    units = {amount(each)[1] for each in budgets}
-    for name, recipes in gains.items() if len(units) > 1 else ():
-        rows = [
-            [recipe, *(_points(seen[each]) for each in budgets), _points(min(seen.values()))]
-            for recipe, seen in recipes.items()
-            if len(seen) == len(budgets)
-        ]
-        made.append(Table(f"The smaller gain: {name}", (name, *budgets, "smaller"), rows))
+    for name in dict.fromkeys(name for of in gained.values() for name in of):
+        if rows := _smaller({each: of[name] for each, of in gained.items() if name in of}):
+            made.append(Table(f"The smaller gain: {name}", (name, *gained, "smaller"), rows))
     return made
+
+
+def _smaller(gained: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """Budget -> recipe -> gain as rows, of the recipes that have one by steps and one by seconds."""
+    rows = []
+    for recipe in dict.fromkeys(recipe for of in gained.values() for recipe in of):
+        seen = {each: of[recipe] for each, of in gained.items() if recipe in of}
+        if len({amount(each)[1] for each in seen}) > 1:
+            cells = (_points(seen[each]) if each in seen else "" for each in gained)
+            rows.append([recipe, *cells, _points(min(seen.values()))])
+    return rows
 
 
 def _spent(each: str, found: Sequence[Record]) -> Table:
@@ -76,11 +87,9 @@ def _spent(each: str, found: Sequence[Record]) -> Table:
     return Table(f"{each}: what was spent", ("recipe", "steps", "images", "accelerator-seconds", "on"), rows)
 
 
-def _shares(each: str, found: Sequence[Record], groups: Mapping[str, Sequence[Standing]], whole: str) -> Table:
+def _shares(each: str, found: Sequence[Record], gains: Mapping[str, Mapping[str, float]], whole: str) -> Table:
+    """Of the gains in each group of tasks."""
     trained = {record["recipe"]: record["parameters"]["trained"] for record in found}
-    gains = {name: {row.recipe: row.gain.difference for row in rows if row.gain} for name, rows in groups.items()}
-    if missing := [name for name, of in gains.items() if not of.get(whole)]:
-        raise UserError(f"--share_of={whole}: no record at {each} has a gain of it in {missing[0]!r}; race it too")
     shares = {name: {recipe: gain / of[whole] for recipe, gain in of.items()} for name, of in gains.items()}
     rows = [
         [
@@ -90,7 +99,7 @@ def _shares(each: str, found: Sequence[Record], groups: Mapping[str, Sequence[St
         ]
         for recipe in next(iter(shares.values()))
     ]
-    heads = ("recipe", "parameters trained", *groups)
+    heads = ("recipe", "parameters trained", *gains)
     return Table(f"{each}: change as a share of {whole}'s", heads, rows)
 
 
@@ -99,10 +108,6 @@ def _each_task(
 ) -> Table:
     """Top-1 of each recipe, over its seeds, in each task and the means of the groups, with and without marked ones."""
     answered = {name: rows[0].tasks for name, rows in groups.items()}
-    names = [name for group in answered.values() for name in group]
-    if unknown := [name for name in marked if name not in names]:
-        near = near_misses(unknown[0], names)
-        raise UserError(f"--mark={unknown[0]}: no task at {each} that all answered has this name{near}")
     recipes = {record["recipe"]: [r["tasks"] for r in found if r["recipe"] == record["recipe"]] for record in found}
 
     def row(label: str, names: Sequence[str]) -> list[str]:
