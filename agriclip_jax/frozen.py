@@ -130,9 +130,11 @@ def remembered(
     inference.add_parameters(digest, mesh.gathered(pooling, devices))
     folder = cache() / "features" / digest.hexdigest()[:24]
     source = alive.source(split)
+    there, cost = feature_store.count(folder, tower.network.config.features), folder / PASS
     # One process looks: others might see a shard that it does not, and begin elsewhere.
-    if mesh.agreed(feature_store.count(folder, tower.network.config.features)) < len(source):
-        start, began = mesh.agreed(feature_store.full(folder)), time.perf_counter()
+    if mesh.agreed(int(there < len(source) or not cost.is_file())):
+        last = (len(source) - 1) // feature_store.ROWS * feature_store.ROWS  # again, where what it cost was not written
+        start, began = mesh.agreed(min(feature_store.full(folder), last)), time.perf_counter()
         say(f"features of {len(source) - start:,} photos are computed once and kept in {folder}")
         batches = look({"pooled": (tower, "pooled")}, source, batch_size, devices, start=start)
         blocks = (mesh.gathered(batch, devices) for batch in batches)
@@ -140,12 +142,11 @@ def remembered(
         if jax.process_index() == 0:
             deque(feature_store.fill(folder, rows, start), maxlen=0)
             share = (len(source) - start) / len(source)
-            write_json(folder / PASS, {"seconds": (time.perf_counter() - began) / share})
+            write_json(cost, {"seconds": (time.perf_counter() - began) / share})
         else:
             deque(rows, maxlen=0)
         mesh.together("the features are written")
-    cost = folder / PASS
-    return FeatureStore(folder), read_record(cost, "seconds")["seconds"] if cost.is_file() else 0.0
+    return FeatureStore(folder), read_record(cost, "seconds")["seconds"]
 
 
 def _features(network: Network, wanted: str, params: Any, images: jax.Array) -> jax.Array:

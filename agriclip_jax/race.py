@@ -1,6 +1,6 @@
 """A race of recipes: the same budget, several seeds, the same tasks; one small record for each run that finished.
 
-Records are all that is needed to go on, on any machine, and to make the table. No device is asked here: runs are the
+Records are all that is needed to go on, on any machine, and to make the table. No device is held here: runs are the
 commands that a user would give, one after the other.
 """
 
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import numpy as np
 from agriclip_jax import config as configs
 from agriclip_jax.comparison import race_plots, standings
 from agriclip_jax.errors import RunFailure, UserError, near_misses
-from agriclip_jax.evaluate import records, suite
+from agriclip_jax.evaluate import records, suite, zeroshot
 from agriclip_jax.files import read_record, write_json
 from agriclip_jax.objectives import has_teacher
 
@@ -154,22 +154,28 @@ class Race:
         parts = [self.suite.stem, self.setting, _slug(entry.name), str(self.budget), f"seed{seed}"]
         return self.records / f"{'.'.join(parts)}.json"
 
+    def _known(self, entry: Entry, seed: int) -> dict[str, Any]:
+        """The record of a run, empty where it is not there."""
+        file = self.file(entry, seed)
+        record = read_record(file, "key", "tasks") if file.is_file() else {}
+        if record and record["key"] != self._key(entry, seed):
+            raise _other(file, entry)
+        return record
+
     def _there(self, entry: Entry) -> list[Path]:
         """Records of an entry, of any budget and seed."""
         return sorted(self.records.glob(f"{self.suite.stem}.{self.setting}.{_slug(entry.name)}.*.json"))
 
     def run(self, entry: Entry, seed: int) -> dict[str, Any]:
-        """The record of a run: read where it is there and of the same things, else made.
+        """The record of a run: read where it is there, else made.
 
         Raises:
-          UserError: a recipe or suite cannot be read, or the recipe refuses its data.
+          UserError: a recipe or suite cannot be read, the recipe refuses its data, or the record is of other things.
           RunFailure: a run failed.
         """
-        file, key = self.file(entry, seed), self._key(entry, seed)
-        if record := _known(file, key):
+        file = self.file(entry, seed)
+        if record := self._known(entry, seed):
             return record
-        if file.is_file():
-            self.say(f"{file.name} is of another recipe, other data or another suite; it is made anew")
         self.say(f"{entry.name}, seed {seed}, {self.budget}")
         steps = self._steps(entry)
         workdir = self._workdir(entry, seed)
@@ -191,7 +197,11 @@ class Race:
             f"--ckpt={final}",
             f"--use={entry.use}",
         )
-        record = {"key": key, "settings": self._settings(entry), **self._record(entry, seed, workdir, final)}
+        record = {
+            "key": self._key(entry, seed),
+            "settings": self._settings(entry),
+            **self._record(entry, seed, workdir, final),
+        }
         write_json(file, record)
         return record
 
@@ -215,13 +225,15 @@ class Race:
         Raises:
           UserError, RunFailure: as `run` does; before anything is trained where the suite, a task of it or a recipe
             cannot be read, a recipe sets what the race does or has no teacher to measure, a name that is compared is
-            neither raced nor has it a record, a record that stays is not of this race, a marked task is not of the
-            suite, or no curve can be drawn.
+            neither raced nor has it a record, a record is not of this race, a marked task is none that the suite
+            scores, or no curve can be drawn.
         """
         # What would end a race after hours is told now.
-        asked = [task.name for task in suite.load(suite.read(self.suite, ("zeroshot",)), seen={})]
+        tasks = suite.load(suite.read(self.suite, ("zeroshot",)), seen={})
+        asked = [task.name for task in tasks if not zeroshot.cannot(task)] if marked else []
         if unknown := [task for task in marked if task not in asked]:
-            raise UserError(f"--mark={unknown[0]}: {self.suite} has no such task{near_misses(unknown[0], asked)}")
+            near = near_misses(unknown[0], asked)
+            raise UserError(f"--mark={unknown[0]}: {self.suite} has no such task that can be scored{near}")
         for entry in entries:
             if entry.use == "teacher" and not (entry.training and has_teacher(entry.plan[-1].config)):
                 raise UserError(f"{entry.name}: {entry.trained} trains no teacher; leave out {standings.TEACHER}")
@@ -237,19 +249,15 @@ class Race:
                     f"{entry.name} is what others are compared with, and is neither raced nor has it a record of "
                     f"{self.budget} in {self.records}; add it to --recipes, or name another by --baseline or --share_of"
                 )
-        anew = {self.file(entry, seed) for entry in entries for seed in seeds}
         for entry in (*entries, *also):
             for file in self._there(entry):
-                if file not in anew and read_record(file, "settings")["settings"] != self._settings(entry):
-                    raise UserError(
-                        f"{file} is of other keys, data or another suite than {entry.name} has here; remove it, or "
-                        "name another folder by --records"
-                    )
+                if read_record(file, "settings")["settings"] != self._settings(entry):
+                    raise _other(file, entry)
         varied = {entry.given[along] for entry in (*entries, *also) if along in entry.given}
         if along not in ("", "trained") and len(varied) < 2:
             raise UserError(race_plots.NO_CURVE.format(along))
         for entry in entries:
-            if not all(_known(self.file(entry, seed), self._key(entry, seed)) for seed in seeds):
+            if not all(self._known(entry, seed) for seed in seeds):
                 self._steps(entry)
         for seed in seeds:
             for entry in entries:
@@ -276,7 +284,7 @@ class Race:
             return dict.fromkeys(entry.training, max(self.budget.amount // len(entry.training), 1))
         file = self.out / "speed" / f"{_slug(entry.trained)}.{self.setting}.json"
         speeds = read_record(file) if file.is_file() else {}
-        key = _hash([platform.node(), [stage.config.to_dict() for stage in entry.plan]])
+        key = _hash([platform.node(), _devices(), entry.settings])
         if speeds.get("key") != key:
             workdir = file.with_suffix("")
             shutil.rmtree(workdir, ignore_errors=True)
@@ -364,10 +372,21 @@ class Race:
             raise kind(f"{Path(arguments[0]).name} {' '.join(arguments[1:3])}: {last.strip()} (see {log})")
 
 
-def _known(file: Path, key: str) -> dict[str, Any]:
-    """The record in a file; none where it is not there, or of other things."""
-    record = read_record(file, "key", "tasks") if file.is_file() else {"key": ""}
-    return record if record["key"] == key else {}
+def _other(file: Path, entry: Entry) -> UserError:
+    return UserError(
+        f"{file} is of other keys, data or another suite than {entry.name} has here; remove it, or name another "
+        "folder by --records"
+    )
+
+
+@cache
+def _devices() -> list[str]:
+    """The devices that a run would find; asked in a process of its own, for one that holds them keeps others out."""
+    asked = "import jax, json; print(json.dumps([device.device_kind for device in jax.devices()]))"
+    told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
+    if told.returncode:
+        raise RunFailure(f"jax finds no device: {told.stderr.strip().splitlines()[-1]}")
+    return json.loads(told.stdout)
 
 
 def _main(entry: Entry, workdir: Path, steps: Mapping[str, int], seed: int) -> list[str]:

@@ -1,6 +1,7 @@
 """LiT: a locked image tower, its features computed once, kept, and trained on as if they were computed anew."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agriclip_jax import inference, runs
+from agriclip_jax import frozen, inference, runs
 from agriclip_jax import main as command
 from agriclip_jax.data import feature_store
 from agriclip_jax.data.feature_store import FeatureStore
@@ -155,6 +156,24 @@ def test_another_run_on_the_tower_and_a_continued_one_compute_nothing_anew(
     assert [shard] == list((locked / "cache" / "features").rglob("*.npy"))
     costs = [json.loads((run / runs.FEATURES).read_text())["seconds"] for run in (locked / "run", tmp_path / "run")]
     assert costs[0] == costs[1] > 0, "what is not computed anew cost what it cost"
+
+
+def test_a_pass_killed_before_it_wrote_what_it_cost_is_measured_on_its_last_shard(
+    locked, corpus, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(locked / "cache" / "features", tmp_path / "cache" / "features")
+    monkeypatch.setenv("AGRICLIP_CACHE", str(tmp_path / "cache"))
+    (shard,), (cost,) = (list(tmp_path.glob(f"cache/features/*/{name}")) for name in ("*.npy", frozen.PASS))
+    before = np.load(shard)
+    cost.unlink()
+    assert command.run(arguments(tmp_path / "run", corpus, total_steps=2, init__image=locked / "general")) == 0
+    assert f"features of {len(before)} photos are computed once" in capsys.readouterr().out
+    np.testing.assert_allclose(np.load(shard), before, atol=1e-5)
+    assert (
+        json.loads((tmp_path / "run" / runs.FEATURES).read_text())["seconds"]
+        == json.loads(cost.read_text())["seconds"]
+        > 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
+from colour_model import folder, photos
 from scipy import stats
 
 from agriclip_jax import race
@@ -122,6 +123,13 @@ def test_tables_give_each_budget_apart_and_the_smaller_gain_last():
     assert made["8steps: what was spent"].rows[1] == ["joint", "8", "128", "4", "cpu"]
 
 
+def test_a_smaller_gain_needs_one_by_steps_and_one_by_seconds_and_no_other():
+    longer = [record("contrastive", 0, answers(0.5, 0), "16steps"), record("lit", 0, answers(0.6, 0), "16steps")]
+    raced = standings.by_budget([*RACE, *longer], "contrastive", "group")
+    (row,) = {table.title: table for table in race_tables.tables(raced)}["The smaller gain: in domain"].rows
+    assert row[0] == "joint" and row[3] == "" and row[4] == row[1]  # by seconds, by steps, by more steps, the smaller
+
+
 def test_of_steps_alone_there_is_no_smaller_gain_and_fewer_come_first():
     told = [record(name, 0, answers(0.5, 0), budget) for budget in ("16steps", "8steps") for name in ("a", "b")]
     titles = [table.title for table in race_tables.tables(standings.by_budget(told, "a", "group"))]
@@ -139,7 +147,7 @@ def test_each_task_has_a_row_and_marked_ones_a_star_and_a_mean_without_them():
     others = [of[f"downstream{place}"] for place in (0, 2, 3)]
     assert rows["mean of downstream without *"][2] == f"{100 * np.mean(others):.1f}"
     assert race_tables.tables(raced)[-1].title != table.title
-    with pytest.raises(UserError, match=r"--mark=downstrm1: no task at 8steps .*did you mean .downstream1"):
+    with pytest.raises(UserError, match=r"--mark=downstrm1: no task that all .*did you mean .downstream1"):
         race_tables.tables(raced, marked=["downstream0", "downstrm1"])
 
 
@@ -153,7 +161,9 @@ def test_changes_are_shares_of_those_of_a_whole_with_what_each_trained():
     assert table.rows[0] == ["joint", "9", "100 %", "100 %"]
     assert table.rows[1][:2] == ["lora", "1,200"]
     assert table.rows[1][2] == f"{100 * gains['lora'] / gains['joint']:.0f} %"
-    with pytest.raises(UserError, match=r"--share_of=full: no record at 8steps has a gain of it in 'downstream'"):
+    apart = standings.by_budget([*RACE, *cheap], "contrastive", "group")  # where it has no gain there are no shares
+    assert sum("a share of lora's" in made.title for made in race_tables.tables(apart, "lora")) == 1
+    with pytest.raises(UserError, match=r"--share_of=full: no record has a gain of it in every group"):
         race_tables.tables(raced, "full")
 
 
@@ -209,6 +219,24 @@ def test_records_of_other_settings_are_refused_and_tasks_of_other_photos_left_ou
         standings.standings([RACE[0] | {"tasks": none}, *RACE[1:6]], "contrastive", "group")
     found = standings.standings([RACE[0] | {"tasks": tasks}, *RACE[1:6]], "contrastive", "group")
     assert [len(found[group][0].tasks) for group in ("in domain", "downstream")] == [3, 4]
+
+
+def test_seconds_of_another_device_are_refused():
+    other = [r | {"devices": ["NVIDIA H200"]} if (r["recipe"], r["seed"]) == ("joint", 2) else r for r in RACE]
+    assert standings.by_budget([r for r in other if r["budget"] == "8steps"], "contrastive", "group")
+    with pytest.raises(UserError, match=r"the records of 4s are of NVIDIA H200 and of cpu, and seconds of one are not"):
+        standings.by_budget(other, "contrastive", "group")
+
+
+def test_a_record_of_other_things_is_never_written_over(tmp_path):
+    (tmp_path / "s.yaml").write_text("tasks: [embedded]\n", encoding="utf-8")
+    one = race.Race(tmp_path / "s.yaml", race.budget("8steps"), tmp_path, tmp_path, "cpu", False, print)
+    entry = race.Entry("contrastive", "cpu", {})
+    put(tmp_path, record("contrastive", 0, answers(0.5, 0)))
+    for going in (lambda: one.run(entry, 0), lambda: one.all([entry], [0])):
+        with pytest.raises(UserError, match=r"s.cpu.contrastive.8steps.seed0.json is of other keys, data or another"):
+            going()
+    assert json.loads(one.file(entry, 0).read_text(encoding="utf-8"))["key"] == "k"
 
 
 def test_a_training_that_was_stopped_leaves_no_record(tmp_path, monkeypatch):
@@ -322,6 +350,9 @@ def test_recipes_that_vary_in_a_key_make_a_curve(tmp_path):
     results.report([*RACE[:3], *vary], tmp_path, "contrastive", along="data.label_ratio")
     svg = (tmp_path / "curve-8steps.svg").read_text(encoding="utf-8")
     assert "data.label" in svg or "label" in svg
+    results.report([*RACE, *vary], tmp_path / "more", "contrastive", along="data.label_ratio")
+    drawn = sorted(file.name for file in (tmp_path / "more").glob("*.svg"))
+    assert drawn == ["curve-8steps.svg", "plot-4s.svg", "plot-8steps.svg"]  # in 4 s nothing varies
     with pytest.raises(UserError, match=r"--curve=seed: fewer than two values of it"):
         results.report([*RACE[:3], *vary], tmp_path, "contrastive", along="seed")
 
@@ -381,6 +412,7 @@ def test_nothing_of_a_key_is_a_point_of_its_curve_too():
             "three_stage@teacher: three_stage trains no teacher",
         ),
         (["--recipes=contrastive", "--budget=8steps", "--mark=cows"], "--mark=cows:"),
+        (["--suite=one.yaml", "--recipes=contrastive", "--budget=8steps", "--mark=cow"], "no such task that can be"),
         (
             ["--recipes=contrastive,joint+batch_size=8", "--budget=8steps", "--curve=batch_size"],
             "--curve=batch_size: fewer than two values of it",
@@ -408,6 +440,8 @@ def test_a_race_that_cannot_be_run_is_one_line_before_anything_is_trained(
     arguments = [f"--suite={race.ROOT / 'configs/suites/embedded.yaml'}", f"--out={tmp_path / 'out'}", *flags]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nowhere.yaml").write_text("tasks: [nowhere]\n", encoding="utf-8")
+    folder(tmp_path / "cow", {"cow": photos("red", 1)})
+    (tmp_path / "one.yaml").write_text("tasks: [{photos: cow}]\n", encoding="utf-8")  # of one class
     (tmp_path / "there").mkdir()
     one = json.dumps(RACE[0])
     (tmp_path / "there" / "embedded.cpu.contrastive.8steps.seed0.json").write_text(one, encoding="utf-8")

@@ -150,7 +150,7 @@ def by_budget(found: Sequence[Record], baseline: str, by: str) -> list[Raced]:
 
     Raises:
       UserError: as `standings` does; the baseline did not run, or the records are not of one race: a recipe ran with
-        several settings, or keys that all were to share differ.
+        several settings, keys that all were to share differ, or seconds of one budget are of several kinds of device.
     """
     settings: dict[str, str] = {}
     for record in found:
@@ -169,6 +169,13 @@ def by_budget(found: Sequence[Record], baseline: str, by: str) -> list[Raced]:
     if not budgets:
         raise UserError(f"no record is of the baseline {baseline!r}; race it too, or name another by --baseline")
     of = {each: [r for r in found if r["budget"] == each] for each in sorted(budgets, key=amount)}
+    for each, records in of.items():
+        on = sorted({", ".join(record["devices"]) for record in records})
+        if amount(each)[1] == "s" and len(on) > 1:
+            raise UserError(
+                f"the records of {each} are of {' and of '.join(on)}, and seconds of one are not those of another; "
+                "race all recipes on one of them"
+            )
     return [Raced(each, records, standings(records, baseline, by)) for each, records in of.items()]
 
 
