@@ -38,9 +38,11 @@ RATES = {
 
 # Keys that differ from the standard adaptation's: the best of ours, of which `ours` sees half of the patches (FLIP,
 # arXiv 2212.00794) and so more images in the same time, and `fine` a quarter of four times as many, which takes the
-# same time; captions and positives.
+# same time; `ours` with DINO beside; captions and positives.
+OURS = {"image.pool": "mean", "image.pre_norm": False, "image.token_keep": 0.5}
 VARIED = {
-    "ours": {"image.pool": "mean", "image.pre_norm": False, "image.token_keep": 0.5},
+    "ours": OURS,
+    "ours_joint": OURS,
     "fine": {"image.pool": "mean", "image.pre_norm": False, "image.token_keep": 0.25, "image.patch": 6},
     "names": {"data.caption_kinds": ("name",)},
     "knowledge": {"data.caption_kinds": ("template", "knowledge"), "text.context_length": 36},
@@ -49,12 +51,18 @@ VARIED = {
 }
 
 # What two cores change for a recipe alone: of 10 % of the captions keywords alone taught most, and the cheapest DINO
-# there is has a student that predicts the teacher's whole from a part.
+# there is has a student that predicts the teacher's whole from a part, of which that of `ours_joint` sees more.
 ON_CPU = {
     "fine": {"image.patch": 8},
     "supervised": {"optimizer.learning_rate": 1e-3},
     "sclip": {"sclip.caption_weight": 0.0},
     "joint": {"views.global.count": 1, "views.local.count": 1, "objectives.distill": 0.2},
+    "ours_joint": {
+        "views.global.count": 1,
+        "views.local.count": 1,
+        "views.local.size": 48,
+        "objectives.distill": 0.5,
+    },
 }
 
 STAGES = {
@@ -114,7 +122,7 @@ def _recipe(name: str, stage: str) -> ConfigDict:
     config = of("alive")
     if name == "general" or name in ADAPTED:
         config.data.domains = GENERAL
-    if name == "joint":
+    if name in ("joint", "ours_joint"):
         multi_crop = of("alive", "")
         config.views["local"], config.distill = multi_crop.views["local"], multi_crop.distill
         config.views["global"].count = 2
