@@ -210,7 +210,7 @@ def settle(config: ConfigDict, alive: Alive, general: Alive | None, chosen: Sele
     names = keywords.of_classes(alive.datasets, config.data.domains)
     captions = pipeline.captions(chosen.paired, config.data.caption_kinds, config.data.captions_per_image)
     phrases, notes = keywords.choose(options.keywords, captions, names)
-    configs.assign(config, "sclip.phrases", phrases)
+    configs.assign(config, {"sclip.phrases": phrases})
     return notes
 
 

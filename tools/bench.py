@@ -72,7 +72,7 @@ def load_config(options: argparse.Namespace, rest: list[str]):
     from agriclip_jax import config as configs
 
     config = configs.load(options.config or "configs/alive.py", configs.overrides(rest))
-    configs.assign(config, "sclip.phrases", KEYWORDS)
+    configs.assign(config, {"sclip.phrases": KEYWORDS})
     return config
 
 
@@ -283,7 +283,7 @@ def bench_transport(options: argparse.Namespace, rest: list[str]) -> dict[str, f
     config = configs.load(options.config or "configs/sclip.py", sizes | configs.overrides(rest))
     if not config.objectives.get("sclip"):
         raise UserError("config.objectives: transport is S-CLIP's; give config.objectives.sclip a weight")
-    configs.assign(config, "sclip.phrases", KEYWORDS)
+    configs.assign(config, {"sclip.phrases": KEYWORDS})
     plain = config.copy_and_resolve_references()
     plain.sclip.assignment = "soft"
     times, memory = steps_in_turn({"transport": config, "softmax": plain}, options.repeats)
