@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
     workdir = Path(options.workdir or f"runs/{whole.recipe}")
     if planned[0].name and runs.is_run(workdir):
         raise UserError(f"{workdir} holds a run; a recipe of stages makes a folder of each, so name another --workdir")
-    stages.check(planned)
+    stages.check(planned, workdir)
     for stage in planned:
         ended = stages.run(
             stage.config, workdir / stage.name, explicit=stage.explicit, extend=options.extend, command=command

@@ -1,6 +1,7 @@
 """A recipe's stages, each a run in a folder of its own: training, or a closed-form fit beside the loop."""
 
 import contextlib
+import copy
 import dataclasses
 import shutil
 import time
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 from agriclip_jax import aligner, frozen, inference, initial, mesh, peft, recipe, report, rules, runs
 from agriclip_jax import config as configs
 from agriclip_jax.checkpoint import Checkpoints, abstract_state
-from agriclip_jax.data import corpus, in_order, selection
+from agriclip_jax.data import corpus, in_order, selection, tokenizers
 from agriclip_jax.data.pipeline import TrainBatches
 from agriclip_jax.data.records import Alive
 from agriclip_jax.data.selection import Examples
@@ -55,15 +56,37 @@ def run(config: ConfigDict, workdir: Path, *, explicit: Collection[str], extend:
         return train(config, workdir, explicit, extend, command, held)
 
 
-def check(plan: Sequence[configs.Stage]) -> None:
-    """Raises `UserError` for what would end a recipe after its first stages: an aligner that could not be fitted."""
+def check(plan: Sequence[configs.Stage], workdir: Path) -> None:
+    """Raises `UserError` for what would end a recipe's later stages after those before them were trained for hours."""
     by_name = {f"{initial.STAGE}{stage.name}": stage.config for stage in plan}
-    for config in (stage.config for stage in plan if stage.config.stage == "align"):
-        tower = by_name.get(config.init.image)
-        fresh = tower and not (tower.init.model or tower.init.image)  # else its sources say how wide it is
-        if fresh and config.align.fit == "ridge":
-            fitting, _ = _to_fit_and_to_judge(config, Alive.open(config.data.path or corpus.ensure()))
-            aligner.check_count(len(fitting), recipe.image_tower(tower).features)
+    for stage in plan[1:]:
+        if runs.is_run(workdir / stage.name):
+            continue  # it has begun, and no longer needs all that it began with
+        try:
+            _check_later(copy.deepcopy(stage.config), stage.explicit, by_name)
+        except UserError as error:
+            raise UserError(f"stage {stage.name}: {error}") from error
+
+
+def _check_later(config: ConfigDict, explicit: Collection[str], by_name: Mapping[str, ConfigDict]) -> None:
+    """What a stage asks of its data, of weights from outside its recipe, and of its own parameters by their names."""
+    alive = Alive.open(config.data.path or corpus.ensure())
+    general = recipe.replayed(config, alive)
+    recipe.settle(config, alive, general, recipe.select(config, alive, general))
+    initial.check_general(config)
+    outside = copy.deepcopy(config)
+    if before := [f"init.{name}" for name, spec in config.init.items() if str(spec).startswith(initial.STAGE)]:
+        configs.assign(outside, {**dict.fromkeys(before, ""), "init.teacher": False})
+    found = initial.sources(outside)
+    if found and not before:
+        initial.adopt(config, found, explicit)
+    _, init = recipe.learner(config, tokenizers.train((), config.text.vocab_size))
+    jax.eval_shape(init, jax.random.key(0))
+    tower = by_name.get(config.init.image)
+    fresh = tower and not (tower.init.model or tower.init.image)  # else its sources say how wide it is
+    if config.stage == "align" and config.align.fit == "ridge" and fresh:
+        fitting, _ = _to_fit_and_to_judge(config, alive)
+        aligner.check_count(len(fitting), recipe.image_tower(tower).features)
 
 
 def train(

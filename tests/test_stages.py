@@ -249,3 +249,18 @@ def test_every_stage_of_every_variant_is_a_whole_recipe():
         assert [stage.name for stage in plan] == ["clip", "distill", "align"]
         assert [dict(stage.config.objectives) for stage in plan[:2]] == [{"contrastive": 1.0}, {"distill": 1.0}]
         assert plan[1].config.views["local"].count >= 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stages__align__init__image": "runs/nope"}, r"stage align: .*runs/nope"),
+        ({"stages__distill__objectives__distill": 0}, r"stage distill: config.objectives: every weight is 0"),
+        ({"stages__distill__optimizer__freeze": "('nothing',)"}, r"stage distill: .*'nothing' matches no parameter"),
+        ({"stages__distill__data__domains": "('corp',)"}, r"stage distill: .*no domain 'corp'"),
+    ],
+)
+def test_what_would_end_a_later_stage_is_one_line_before_the_first(corpus, tmp_path, given, message):
+    with pytest.raises(UserError, match=message):
+        command.run(arguments(tmp_path / "run", corpus, **given))
+    assert not (tmp_path / "run").exists()
