@@ -28,6 +28,10 @@ def process_of(item: int) -> int:
     return os.getpid()
 
 
+def group_of(item: int) -> int:
+    return os.getpgrp()
+
+
 def end(item: int) -> None:
     os._exit(1)
 
@@ -48,6 +52,10 @@ def test_many_items_go_to_other_processes_and_few_do_not():
     assert os.getpid() not in set(parallel_map(process_of, range(100), processes=2))
     assert set(parallel_map(process_of, range(FEW - 1), processes=2)) == {os.getpid()}
     assert set(parallel_map(process_of, range(100), processes=1)) == {os.getpid()}
+
+
+def test_what_stops_a_whole_group_of_processes_leaves_its_answer_to_the_parent():
+    assert os.getpgrp() not in set(parallel_map(group_of, range(100), processes=2))
 
 
 def test_what_the_function_raises_is_raised():

@@ -75,10 +75,12 @@ def batched(items: Iterable[Any], most: int) -> Iterator[list[Any]]:
 
 
 def end_with_parent() -> None:
-    """Has this process end with the one that started it, however that ended, and leave Ctrl-C to it."""
+    """Has this process end with the one that started it, however that ended, and leave to it what asks both to stop."""
     if (parent := multiprocessing.parent_process()) is None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # what stops a whole group, as `timeout` does, is for the parent to answer
 
     def watch() -> None:
         multiprocessing.connection.wait([parent.sentinel])
