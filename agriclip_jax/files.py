@@ -25,8 +25,9 @@ def read_record(path: Path, *keys: str) -> Any:
         raise UserError(f"{path} cannot be read ({error.strerror}); restore it, or make its folder again") from None
     except (ValueError, RecursionError) as error:  # also of bytes that are no UTF-8
         raise UserError(f"{path} is damaged ({error}); restore it, or make its folder again") from None
-    if keys and not (isinstance(record, dict) and all(key in record for key in keys)):
-        raise UserError(f"{path} is damaged (it has no {' or no '.join(keys)}); restore it, or make its folder again")
+    missing = [key for key in keys if not (isinstance(record, dict) and key in record)]
+    if missing:
+        raise UserError(f"{path} is damaged (it has no {missing[0]}); restore it, or make its folder again")
     return record
 
 

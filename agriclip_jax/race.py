@@ -362,6 +362,7 @@ class Race:
                 if isinstance(stop, SystemExit):
                     process.terminate()
                 process.wait()  # Ctrl-C reached it too; either way it saves where it is
+                self.say("stopped; give the same command again to go on")
                 raise
             finally:
                 signal.signal(signal.SIGTERM, before)

@@ -329,6 +329,11 @@ def test_the_marked_sections_of_a_page_are_written_from_the_records_beside_it_an
     page.write_text("<!-- race: --suite=s --budgets=8steps,7s contrastive joint -->\n<!-- race: end -->\n")
     code, said = tiny.call(monkeypatch, capsys, "compare.py", f"--page={page}")
     assert code == 2 and "at 7s no record is of contrastive, the first recipe of its marker" in said.err
+    for whole in ("Nothing.", f"{marker}\nno end", f"{marker}\n{marker}\n<!-- race: end -->\n"):
+        page.write_text(whole, encoding="utf-8")
+        code, said = tiny.call(monkeypatch, capsys, "compare.py", f"--page={page}")
+        assert code == 2 and "a section to fill stands between one of each" in said.err
+        assert page.read_text(encoding="utf-8") == whole
     page.write_text("<!-- race: --plot=p -->\n<!-- race: end -->\n", encoding="utf-8")
     code, said = tiny.call(monkeypatch, capsys, "compare.py", f"--page={page}")
     assert code == 2 and "the marker 'race: --plot=p' is not understood" in said.err

@@ -88,7 +88,10 @@ def test_the_curve_may_be_of_a_suite(run, adapted, tmp_path, monkeypatch, capsys
     assert points[0] == points[1]
     asked = ("--suite", tmp_path / "one.yaml", "--out", tmp_path / "none")
     status, said = call(monkeypatch, capsys, "wiseft.py", *models, *asked)
-    assert status == 2 and "general: no task of it can be scored (there is none)" in said.err
+    assert status == 2 and "one.yaml has no task with `group: general`; a curve needs both groups" in said.err
+    nowhere = ("--domain", places["domain"], "--general", tmp_path / "nowhere", "--out", tmp_path / "none")
+    status, said = call(monkeypatch, capsys, "wiseft.py", *models, *nowhere)
+    assert status == 2 and f"--general={tmp_path / 'nowhere'}: no such file or folder" in said.err
 
 
 def test_models_of_other_towers_or_texts_are_one_line(general, adapted):

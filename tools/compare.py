@@ -30,7 +30,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--recipe", action="append", default=[], metavar="NAME", help="one more, whatever is in it")
     parser.add_argument("--seeds", default="0", metavar="0,1,2")
     parser.add_argument("--budget", default="", metavar="4000steps|900s", help="what each run may use")
-    parser.add_argument("--setting", default="cpu", metavar="cpu|gpu", help="sizes of the recipes in configs/race.py")
+    parser.add_argument(
+        "--setting", default="cpu", choices=("cpu", "gpu"), help="sizes of the recipes in configs/race.py"
+    )
     parser.add_argument("--out", default="", metavar="DIR", help="runs, table and plots")
     parser.add_argument("--records", default="", metavar="DIR", help="one JSON for each finished run")
     parser.add_argument("--baseline", default="contrastive", metavar="NAME", help="what the others are compared with")
@@ -69,7 +71,7 @@ def main() -> int:
     compared = [arguments.baseline, *filter(None, [arguments.share_of])]
     check_file(Path(arguments.out) / "report.html")
     if not arguments.only_table:
-        check_file(records / "any.json")
+        check_file(records / "record.json")
         shared = configs.overrides(rest)
         entries = [race.Entry(name, arguments.setting, shared) for name in names]
         run = race.Race(

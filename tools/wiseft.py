@@ -48,6 +48,29 @@ def numbers(text: str) -> list[float]:
     return alphas
 
 
+def asked_tasks(arguments: argparse.Namespace) -> dict[str, list]:
+    """The tasks of both kinds; raises UserError where one has none, or they cannot be loaded."""
+    from agriclip_jax.commands import note
+    from agriclip_jax.evaluate import suite, tasks, wiseft
+
+    seen = tasks.seen_datasets(*map(tasks.known_classes, (arguments.general, arguments.adapted)))
+    if arguments.suite:
+        loaded = suite.load(suite.read(arguments.suite, ("zeroshot",)), seen, say=note)
+        asked = {kind: [task for task in loaded if task.group == kind] for kind in wiseft.KINDS}
+        if missing := [kind for kind in wiseft.KINDS if not asked[kind]]:
+            raise UserError(
+                f"the suite {arguments.suite} has no task with `group: {missing[0]}`; a curve needs both groups"
+            )
+        return asked
+    asked = {}
+    for kind, spec in zip(wiseft.KINDS, (arguments.domain, arguments.kept), strict=True):
+        try:
+            asked[kind] = tasks.load_tasks(spec, split=arguments.split, seen=seen, say=note)
+        except UserError as error:
+            raise UserError(str(error).replace("--tasks=", f"--{kind}=", 1)) from error
+    return asked
+
+
 def main() -> int:
     arguments = parse_arguments()
     alphas, kinds = numbers(arguments.alphas), (arguments.domain, arguments.kept)
@@ -65,28 +88,18 @@ def main() -> int:
     chosen = [] if arguments.choose is None else [arguments.choose]
     if wrong := [alpha for alpha in (*alphas, *chosen) if not 0 <= alpha <= 1]:
         raise UserError(f"an alpha of {wrong[0]:g} is not from 0 to 1")
-    from agriclip_jax import commands
     from agriclip_jax.files import check_new_folder, check_place
 
     if arguments.write:
         check_new_folder(arguments.write)
     if arguments.out:
         check_place(arguments.out)
-    from agriclip_jax import inference, runs
-    from agriclip_jax.evaluate import suite, tasks, wiseft
+    from agriclip_jax import commands, inference, runs
+    from agriclip_jax.evaluate import wiseft
 
-    of_suite = suite.read(arguments.suite, ("zeroshot",)) if arguments.suite else None
+    asked = asked_tasks(arguments) if arguments.out else {}
     general, adapted = inference.load(arguments.general), inference.load(arguments.adapted)
     if arguments.out:
-        seen = tasks.seen_datasets(*map(tasks.known_classes, (arguments.general, arguments.adapted)))
-        if of_suite:
-            loaded = suite.load(of_suite, seen, say=commands.note)
-            asked = {kind: [task for task in loaded if task.group == kind] for kind in wiseft.KINDS}
-        else:
-            asked = {
-                kind: tasks.load_tasks(spec, split=arguments.split, seen=seen, say=commands.note)
-                for kind, spec in zip(wiseft.KINDS, kinds, strict=True)
-            }
         photos = len(alphas) * sum(task.count for kind in asked.values() for task in kind)
         with commands.progress("images", photos) as advance:
             points = wiseft.curve(general, adapted, alphas, asked, advance)

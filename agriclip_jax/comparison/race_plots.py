@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from agriclip_jax.comparison.standings import Raced, Record, Standing
+from agriclip_jax.comparison.standings import Raced, Record, Standing, heading
 from agriclip_jax.errors import UserError
 
 NO_CURVE = "--curve={0}: fewer than two values of it; name recipes as NAME+{0}=VALUE"
@@ -84,7 +84,7 @@ def _panels(stands: Mapping[str, Sequence[Standing]], height: float, **options: 
     figure = Figure(figsize=(4.6 * len(stands), height), layout="constrained")
     panels = figure.subplots(1, len(stands), squeeze=False, **options)[0]
     for axes, (name, rows) in zip(panels, stands.items(), strict=True):
-        axes.set_title(f"{name}, {len(rows[0].tasks)} tasks", fontsize=10)
+        axes.set_title(heading(name, rows[0]), fontsize=10)
 
     def finish() -> str:
         data = io.BytesIO()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from agriclip_jax import page
-from agriclip_jax.comparison.standings import Raced, Record, Standing, amount, right
+from agriclip_jax.comparison.standings import Raced, Record, Standing, amount, heading, right
 from agriclip_jax.errors import UserError, near_misses
 from agriclip_jax.evaluate.statistics import Interval
 
@@ -54,7 +54,7 @@ def tables(raced: Sequence[Raced], whole: str = "", marked: Sequence[str] | None
     for each, found, groups in raced:
         made.append(_spent(each, found))
         for name, rows in groups.items():
-            heads = (f"{name}, {len(rows[0].tasks)} tasks", "seeds", "top-1", "gain", *JUDGED)
+            heads = (heading(name, rows[0]), "seeds", "top-1", "gain", *JUDGED)
             made.append(Table(f"{each}: {name}", heads, [_cells(row) for row in rows]))
         if each in measured:
             made.append(_shares(each, found, gained[each], whole))

@@ -28,12 +28,19 @@ def fill(page: Path) -> tuple[str, dict[Path, str]]:
     listed by itself. It ends with `<!-- race: end -->`.
 
     Raises:
-      UserError: the page cannot be read, a marker cannot be understood, or its records are not there.
+      UserError: the page cannot be read or has no section, a marker has no end or cannot be understood, or its records
+        are not there.
     """
     try:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{page} cannot be read ({error.strerror})") from None
+    openings, ends = re.findall(r"<!-- race: (?!end -->)", text), text.count("<!-- race: end -->")
+    if not len(SECTION.findall(text)) == len(openings) == ends > 0:
+        raise UserError(
+            f"{page} has {len(openings)} markers '<!-- race: ... -->' and {ends} '<!-- race: end -->'; a section to "
+            "fill stands between one of each, on lines of their own"
+        )
     drawn: dict[Path, str] = {}
 
     def section(found: re.Match[str]) -> str:

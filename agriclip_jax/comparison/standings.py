@@ -89,8 +89,10 @@ def read(
 
 
 def _record(file: Path) -> Record:
-    record = read_record(file, *(name for name, _ in HOLDS))
+    record = read_record(file)
     try:
+        if missing := [name for name, _ in HOLDS if name not in record]:
+            raise ValueError(f"it has no {missing[0]}")
         if wrong := [name for name, kind in HOLDS if not isinstance(record[name], kind)]:
             raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
         if not re.fullmatch(BUDGET, record["budget"]):
@@ -192,6 +194,11 @@ def _apart(one: Record, other: Record) -> list[str]:
     own = own_keys(one["recipe"]).keys() | own_keys(other["recipe"]).keys()
     keys = one["given"].keys() | other["given"].keys()
     return sorted(key for key in keys - own if one["given"].get(key) != other["given"].get(key))
+
+
+def heading(group: str, row: Standing) -> str:
+    """ "in-domain, 24 tasks"."""
+    return f"{group}, {len(row.tasks)} task{'s' if len(row.tasks) != 1 else ''}"
 
 
 def amount(budget: str) -> tuple[int, str]:
