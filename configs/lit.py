@@ -24,10 +24,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.frozen_features = True
     config.data.caption_kinds = ("template", "taxonomy")
     config.image.projection = False  # texts are mapped into the space of the image features as it is
-    config.optimizer.update(learning_rate=1e-3, warmup=0.03, weight_decay=1e-4, muon=(), freeze=("image/.*",))
+    config.optimizer.update(learning_rate=1e-3, warmup=0.03, weight_decay=1e-4, freeze=("image/.*",))
     if chosen["head"] == "blocks":
         config.recipe += "_head"
         config.data.frozen_features = False
         config.image.update(head_blocks=2, pool="cls_mean", projection=True)
         config.optimizer.freeze = ("image/(?!head_|projection).*",)
+        if config.optimizer.muon:
+            config.optimizer.muon += ("image/head_blocks/.*/kernel",)
     return config

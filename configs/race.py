@@ -87,8 +87,7 @@ def get_config(words: str = "") -> ConfigDict:
     else:  # 16 patches: a third of the time of 36; a step of Muon costs as much as 64 images
         config.image_size, config.image.patch, config.views["local"].size = 64, 16, 32
         config.batch_size, config.data.unpaired_batch = 128, 2 * config.data.unpaired_batch
-        if stage not in ("adapt", "lit"):
-            config.optimizer.learning_rate = 2e-3
+        config.optimizer.learning_rate = 2e-3
         configs.assign(config, ON_CPU.get(name, {}))
     if stage == "adapt":
         config.optimizer.learning_rate = RATES[name]
