@@ -1,9 +1,9 @@
 """The recipes of the race in tools/compare.py; `main` takes one as `configs/race.py:NAME[,setting=cpu|gpu]`.
 
 All share towers, images and batch with `contrastive`, the standard adaptation of CLIP, and those from scratch its
-optimiser and captions; what else differs stands below. A name of several stages divides its budget among those that
-train. The setting `cpu` is for two cores (64 pixels), tuned on validation splits as docs/results.md says; `gpu` is for
-one accelerator (72 pixels) and has the untuned keys of each recipe's `:photos`.
+optimiser and captions (but for LiT's own decay and warm-up); what else differs stands below. A name of several stages
+divides its budget among those that train. The setting `cpu` is for two cores (64 pixels), tuned on validation splits as
+docs/results.md says; `gpu` is for one accelerator (72 pixels) and has the untuned keys of each recipe's `:photos`.
 """
 
 from ml_collections import ConfigDict
