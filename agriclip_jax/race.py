@@ -173,7 +173,7 @@ class Race:
           UserError: a recipe or suite cannot be read, the recipe refuses its data, or the record is of other things.
           RunFailure: a run failed.
         """
-        file = self.file(entry, seed)
+        file, identity = self.file(entry, seed), {"key": self._key(entry, seed), "settings": self._settings(entry)}
         if record := self._known(entry, seed):
             return record
         self.say(f"{entry.name}, seed {seed}, {self.budget}")
@@ -197,11 +197,7 @@ class Race:
             f"--ckpt={final}",
             f"--use={entry.use}",
         )
-        record = {
-            "key": self._key(entry, seed),
-            "settings": self._settings(entry),
-            **self._record(entry, seed, workdir, final),
-        }
+        record = {**identity, **self._record(entry, seed, workdir, final)}
         write_json(file, record)
         return record
 
