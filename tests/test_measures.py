@@ -456,3 +456,4 @@ def test_the_interval_of_a_mean_over_seeds_is_students():
     assert statistics.mean_interval(values) == pytest.approx((0.62, *expected))
     assert statistics.mean_interval([0.4]) == (0.4, None, None)
     assert statistics.mean_interval([0.4, 0.4]) == pytest.approx((0.4, 0.4, 0.4))
+    assert statistics.mean_interval([0.1, 0.4])[1:] == (0.0, 1.0), "no share is below 0 or above 1"

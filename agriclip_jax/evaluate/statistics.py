@@ -145,19 +145,24 @@ def paired_gain_of_seeds(gains: Sequence[float]) -> Difference:
     Args:
       gains: of each seed that both were trained with; at least two.
     """
-    mean, low, high = mean_interval(gains)
+    mean = float(np.mean(gains))
     if np.ptp(gains) == 0:
         return Difference(mean, (mean, mean), 0.0 if mean else 1.0)
-    return Difference(mean, (low, high), float(stats.ttest_1samp(gains, 0.0).pvalue))
+    test = stats.ttest_1samp(gains, 0.0)
+    low, high = test.confidence_interval()
+    return Difference(mean, (float(low), float(high)), float(test.pvalue))
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """The mean over draws or seeds and its 95 % Student-t interval, None for the ends where there is one value."""
-    mean, count = float(np.mean(values)), len(values)
+def mean_interval(shares: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """The mean of shares over draws or seeds and its 95 % Student-t interval, as far as it lies between 0 and 1.
+
+    The ends are None where there is one value.
+    """
+    mean, count = float(np.mean(shares)), len(shares)
     if count == 1:
         return mean, None, None
-    half = float(stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
-    return mean, mean - half, mean + half
+    half = float(stats.t.ppf(0.975, count - 1) * np.std(shares, ddof=1) / math.sqrt(count))
+    return mean, max(mean - half, 0.0), min(mean + half, 1.0)
 
 
 def _discordant(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int]:
