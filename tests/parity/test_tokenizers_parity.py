@@ -68,6 +68,7 @@ def test_ids_are_equal_on_any_text_of_characters_that_both_unicode_tables_know(b
     cleaned = tokenizers.clean(text)
     assume("_of_text>" not in cleaned)  # to us a control token's name inside a caption is text
     assume(all(unicodedata.category(each) != "Cn" for each in cleaned))  # ftfy can make an unassigned character
+    assume("\u0345" not in cleaned)  # the one character that open_clip's pattern loses: no letter, nor other than one
     np.testing.assert_array_equal(ours.encode([text], LENGTH), theirs([text], LENGTH).numpy())
 
 
