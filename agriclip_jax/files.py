@@ -12,9 +12,11 @@ from typing import Any
 
 from agriclip_jax.errors import UserError
 
+REMEDY = "restore it, or make its folder again"
 
-def read_record(path: Path, *keys: str) -> Any:
-    """The content of a JSON file; with `keys`, a dictionary that has them.
+
+def read_record(path: Path, *keys: str, remedy: str = REMEDY) -> Any:
+    """The content of a JSON file; with `keys`, a dictionary that has them; `remedy` ends the error.
 
     Raises:
       UserError: it is missing, was cut off or was changed.
@@ -22,12 +24,12 @@ def read_record(path: Path, *keys: str) -> Any:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); restore it, or make its folder again") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, RecursionError) as error:  # also of bytes that are no UTF-8
-        raise UserError(f"{path} is damaged ({error}); restore it, or make its folder again") from None
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
     missing = [key for key in keys if not (isinstance(record, dict) and key in record)]
     if missing:
-        raise UserError(f"{path} is damaged (it has no {missing[0]}); restore it, or make its folder again")
+        raise UserError(f"{path} is damaged (it has no {missing[0]}); {remedy}")
     return record
 
 
@@ -43,7 +45,7 @@ def read_optional(path: Path, most_bytes: int = 64 << 20) -> dict[str, Any]:
         raise UserError(f"{path} is larger than {most_bytes >> 20} MiB; that is no record")
     record = read_record(path)
     if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged (it holds no names); restore it, or make its folder again")
+        raise UserError(f"{path} is damaged (it holds no names); {REMEDY}")
     return record
 
 

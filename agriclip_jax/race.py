@@ -157,8 +157,8 @@ class Race:
     def _known(self, entry: Entry, seed: int) -> dict[str, Any]:
         """The record of a run, empty where it is not there."""
         file = self.file(entry, seed)
-        record = read_record(file, "key", "tasks") if file.is_file() else {}
-        if record and record["key"] != self._key(entry, seed):
+        record = standings.read_one(file) if file.is_file() else {}
+        if record and record.get("key") != self._key(entry, seed):
             raise _other(file, entry)
         return record
 
@@ -247,7 +247,7 @@ class Race:
                 )
         for entry in (*entries, *also):
             for file in self._there(entry):
-                if read_record(file, "settings")["settings"] != self._settings(entry):
+                if standings.read_one(file)["settings"] != self._settings(entry):
                     raise _other(file, entry)
         varied = {entry.given[along] for entry in (*entries, *also) if along in entry.given}
         if along not in ("", "trained") and len(varied) < 2:

@@ -294,7 +294,13 @@ def test_a_damaged_record_is_named(tmp_path, damage):
     one = json.loads(json.dumps(RACE[0]))
     damage(one)
     (tmp_path / "s.cpu.x.json").write_text(json.dumps(one), encoding="utf-8")
-    with pytest.raises(UserError, match=r"s\.cpu\.x\.json is damaged"):
+    with pytest.raises(UserError, match=r"s\.cpu\.x\.json is damaged .*; remove it, and its run is made anew"):
+        standings.read(tmp_path, suite="s", setting="cpu")
+
+
+def test_a_record_that_was_cut_off_is_to_be_made_anew_not_its_folder(tmp_path):
+    (tmp_path / "s.cpu.x.json").write_text(json.dumps(RACE[0])[:400], encoding="utf-8")
+    with pytest.raises(UserError, match=r"s\.cpu\.x\.json is damaged .*; remove it, and its run is made anew"):
         standings.read(tmp_path, suite="s", setting="cpu")
 
 

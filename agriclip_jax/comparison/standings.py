@@ -22,6 +22,7 @@ HOLDS = (
     *((name, dict) for name in ("given", "parameters", "tasks")),
 )
 TEACHER = "@teacher"  # behind the name of a recipe whose moving average is measured
+ANEW = "remove it, and its run is made anew"
 BUDGET = r"([1-9]\d{0,8})(steps|s)"  # of each run: a number and its unit
 
 
@@ -77,7 +78,7 @@ def read(
       UserError: there is none, or none of one of the names or budgets; or one is damaged.
     """
     files = sorted(folder.glob(f"{suite}.{setting}.*.json"))
-    found = [_record(file) for file in files]
+    found = [read_one(file) for file in files]
     found = [record for record in found if not names or record["recipe"] in names]
     found = [record for record in found if not budgets or record["budget"] in budgets]
     there = {record[of] for record in found for of in ("recipe", "budget")}
@@ -88,8 +89,9 @@ def read(
     return sorted(found, key=lambda r: (order.get(r["recipe"], 0), r["recipe"], r["seed"]))
 
 
-def _record(file: Path) -> Record:
-    record = read_record(file)
+def read_one(file: Path) -> Record:
+    """A record, checked; raises UserError where it is damaged."""
+    record = read_record(file, remedy=ANEW)
     try:
         if missing := [name for name, _ in HOLDS if name not in record]:
             raise ValueError(f"it has no {missing[0]}")
@@ -102,7 +104,7 @@ def _record(file: Path) -> Record:
                 raise ValueError(f"what it says of {name} is not whole")
         _ = record["parameters"]["trained"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({error}); remove it, and its run is made anew") from None
+        raise UserError(f"{file} is damaged ({error}); {ANEW}") from None
     return record
 
 
