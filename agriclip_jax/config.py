@@ -551,6 +551,10 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{path.replace('/', '.')}: {wrong[0]!r} is not a pattern on parameter paths")
     if flat.get("objectives/distill") and flat["views/global/count"] + flat["views/local/count"] < 2:
         raise UserError("config.objectives.distill compares views: give config.views.global.count 2, or local views")
+    if flat.get("objectives/contrastive") and flat["batch_size"] < 2:
+        raise UserError(
+            "config.objectives.contrastive tells examples of a batch apart: give config.batch_size at least 2"
+        )
     kinds = (*CAPTION_KINDS, NAME)
     for kind in flat["data/caption_kinds"] or ("",):
         if kind not in kinds:

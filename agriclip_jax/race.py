@@ -220,9 +220,9 @@ class Race:
 
         Raises:
           UserError, RunFailure: as `run` does; before anything is trained where the suite, a task of it or a recipe
-            cannot be read, a recipe sets what the race does or has no teacher to measure, a name that is compared is
-            neither raced nor has it a record, a record is not of this race, a marked task is none that the suite
-            scores, or no curve can be drawn.
+            cannot be read, a recipe is named twice, sets what the race does or has no teacher to measure, a name that
+            is compared is neither raced nor has it a record, a record is not of this race, a marked task is none that
+            the suite scores, or no curve can be drawn.
         """
         # What would end a race after hours is told now.
         tasks = suite.load(suite.read(self.suite, ("zeroshot",)), seen={})
@@ -230,6 +230,9 @@ class Race:
         if unknown := [task for task in marked if task not in asked]:
             near = near_misses(unknown[0], asked)
             raise UserError(f"--mark={unknown[0]}: {self.suite} has no such task that can be scored{near}")
+        raced = [entry.name for entry in entries]
+        if twice := [name for name in raced if raced.count(name) > 1]:
+            raise UserError(f"--recipes: {twice[0]} is named twice")
         for entry in entries:
             if entry.use == "teacher" and not (entry.training and has_teacher(entry.plan[-1].config)):
                 raise UserError(f"{entry.name}: {entry.trained} trains no teacher; leave out {standings.TEACHER}")
@@ -237,7 +240,6 @@ class Race:
                 if flag := {"seed": "--seeds", "total_steps": "--budget"}.get(key.rpartition(".")[2]):
                     raise UserError(f"{entry.name}: config.{key} is the race's own; give {flag}")
             self._key(entry, 0)
-        raced = [entry.name for entry in entries]
         also = [Entry(name, self.setting, entries[0].shared) for name in compared if name not in raced]
         for entry in also:
             if not any(f".{self.budget}." in file.name for file in self._there(entry)):

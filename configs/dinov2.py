@@ -17,7 +17,9 @@ def get_config(arg: str = "") -> ConfigDict:
     variant = words["variant"]
     config = configs.beside(__file__, "alive", variant)
     config.recipe = config.recipe.replace("alive", "dinov2")
-    gram = 2.0 if words["gram"] == "on" else 0.0
+    gram = 0.0
+    if words["gram"] == "on":
+        gram, config.recipe = 2.0, f"{config.recipe}_gram"
     config.objectives = ConfigDict({"distill": 1.0, "ibot": 1.0, "koleo": 0.1, "gram": gram}, type_safe=False)
     config.image.update(projection=False, layer_scale=1e-5 if variant == "b16" else 0.0)
     config.views["global"].update(count=2, scale=(0.32, 1.0))

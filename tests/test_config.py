@@ -45,6 +45,7 @@ def test_values_are_read_as_the_keys_own_type():
         ("batch_size", "many", r"--config.batch_size: 'many' is not a int"),
         ("batch_size", "1.5", r"config.batch_size: 1.5 is a float, not a int"),
         ("batch_size", "0", r"config.batch_size: 0 is not at least 1"),
+        ("batch_size", "1", r"config.objectives.contrastive tells examples of a batch apart: give config.batch_size"),
         ("temperature", "1e999", r"config.temperature: inf is not finite"),
         ("objectives.contrastive", "('cosine',1e999,0.0)", r"config.objectives.contrastive: inf is not finite"),
         ("data.path", "/nowhere", r"config.data.path: there is no folder /nowhere; make one with tools/build_alive.py"),

@@ -383,6 +383,7 @@ def test_nothing_of_a_key_is_a_point_of_its_curve_too():
     [
         (["--recipes=contrastive", "--budget=4000"], "--budget=4000: give steps or seconds"),
         (["--recipes=contrastive", "--budget=0steps"], "--budget=0steps"),
+        (["--recipes=contrastive,contrastive", "--budget=8steps"], "--recipes: contrastive is named twice"),
         (["--recipes=contrastive", "--budget=8steps", "--seeds=a"], "--seeds=a: give whole numbers"),
         (["--recipes=contrastiv", "--budget=8steps"], "configs/race.py has no 'contrastiv'"),
         (["--recipes=contrastive+sede=1", "--budget=8steps"], "unknown key"),

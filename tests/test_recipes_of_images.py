@@ -57,7 +57,7 @@ def test_every_variant_has_the_objectives_of_its_paper(name, variant):
     file, _, words = name.partition(":")
     config = configs.load(f"configs/{file}.py:{','.join(filter(None, [variant, words]))}")
     assert {key for key, weight in config.objectives.items() if weight} == OBJECTIVES[name]
-    assert config.recipe == "_".join(filter(None, [file, variant]))
+    assert config.recipe == "_".join(filter(None, [file, variant, "gram" if words else ""]))
     learner, _ = tiny.learner(config)
     assert set(learner.objectives) == OBJECTIVES[name]
 
